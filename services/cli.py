@@ -1,0 +1,183 @@
+"""The command line: `perennial …`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services import cli_definitions, cli_inspect
+from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
+from services.local import doctor as local_doctor
+from services.local.home import Home
+from services.local.up import Installation, Options, running
+
+app = typer.Typer(
+    name="perennial",
+    help="Customer lifecycle, city cohorts and pushes from a stream of app events.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+demo_app = typer.Typer(help="The whole product on this machine, with simulated phones.", invoke_without_command=True)
+app.add_typer(demo_app, name="demo")
+cli_definitions.register(app)
+cli_inspect.register(app)
+
+KafkaOption = Annotated[
+    str,
+    typer.Option(
+        "--kafka",
+        metavar="embedded|apache|HOST:PORT",
+        help="The log: embedded (in memory), Apache Kafka started here, or a server.",
+    ),
+]
+PostgresOption = Annotated[
+    str, typer.Option("--postgres", metavar="embedded|URL", help="The database: embedded, or a server's address.")
+]
+PortOption = Annotated[
+    int, typer.Option("--port", help="First port; N to N+3, N+10 (push sandbox) and N+20 (Kafka) are used.")
+]
+
+
+@app.command()
+@command
+async def up(
+    application: Annotated[
+        str, typer.Option("--app", metavar="NAME", help="Name of the installation: its own database and topics.")
+    ] = "",
+    pack: Annotated[
+        list[str] | None, typer.Option("--pack", help="Pack to apply at the start; a name or a folder. Repeatable.")
+    ] = None,
+    kafka: KafkaOption = "embedded",
+    postgres: PostgresOption = "embedded",
+    home: HomeOption = DEFAULT_HOME,
+    port: PortOption = 8080,
+    dev: Annotated[bool, typer.Option("--dev", help="Time can be moved forward with `perennial tick`.")] = False,
+    no_phones: Annotated[
+        bool, typer.Option("--no-phones", help="Without the push sandbox: pushes need a real provider.")
+    ] = False,
+) -> None:
+    """Run everything on this machine, in the foreground. Ctrl-C stops all of it."""
+    options = Options(
+        home=home,
+        port=port,
+        kafka=kafka,
+        postgres=postgres,
+        app=application,
+        packs=tuple(pack or ()),
+        # Whoever names a provider's account means that provider.
+        sandbox=not no_phones and "PERENNIAL_NOTIFIER_FCM_ACCOUNT_FILE" not in os.environ,
+        dev=dev,
+    )
+    try:
+        async with running(options, say) as installation:
+            say_where(installation)
+            await asyncio.Event().wait()
+    finally:
+        say("stopped")
+
+
+def say_where(installation: Installation) -> None:
+    """What is running, where, and what of it stays."""
+    status = installation.status
+    for name in ("gateway", "segmenter", "notifier", "sandbox"):
+        if status[name]:
+            typer.echo(f"  {name:<10} {status[name]}")
+    typer.echo(
+        f"  {'kafka':<10} {status['kafka']}"
+        + ("  (embedded: a restart empties it)" if "kafka" in status["embedded"] else "")
+    )
+    typer.echo(
+        f"  {'postgres':<10} {status['postgres']}"
+        + ("  (embedded: its data stays)" if "postgres" in status["embedded"] else "")
+    )
+    typer.echo(f"  {'write key':<10} {status['write_key']}")
+    typer.echo(f"  home {status['home']}; Ctrl-C stops everything")
+
+
+@demo_app.callback()
+def demo(
+    context: typer.Context,
+    pack: Annotated[str, typer.Option(help="weather or commerce, or a folder.")] = "weather",
+    once: Annotated[bool, typer.Option("--once", help="End by itself, with a summary.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the summary to FILE (- for stdout).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same counts.")] = 1,
+    phones: Annotated[int, typer.Option(help="Simulated phones.")] = 500,
+    rate: Annotated[float, typer.Option(help="Events a second.")] = 200.0,
+    seconds: Annotated[float, typer.Option(help="How long the phones use the app.")] = 15.0,
+    kafka: KafkaOption = "embedded",
+    home: HomeOption = DEFAULT_HOME,
+    port: PortOption = 8080,
+) -> None:
+    """Run everything, with phones that use the app, a push sandbox and a real weather-alert feed."""
+    context.obj = home
+    if context.invoked_subcommand is not None:
+        return
+    from services.demo import run as demo_run
+
+    options = Options(home=home, port=port, kafka=kafka, packs=(pack,), sandbox=True)
+    demonstrate = command(demo_run.run)
+    demonstrate(
+        options=options, pack=pack, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds
+    )
+
+
+@demo_app.command("alert")
+def demo_alert(
+    context: typer.Context,
+    event: Annotated[str, typer.Argument(help="For example: Tornado Warning")],
+    city: Annotated[str, typer.Argument(help="For example: Dallas, TX")],
+) -> None:
+    """Post a weather alert for a city to the running installation."""
+    from services.demo import run as demo_run
+
+    command(demo_run.alert)(Home(context.obj).read_status(), event, city)
+
+
+@app.command()
+@command
+async def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> int:
+    """Say where everything is."""
+    found = Home(home).read_status()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return 0
+    for line in status_lines(found):
+        typer.echo(line)
+    return 0
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, pid in found["pids"].items():
+        running_as = (
+            f"pid {pid}" if pid else ("not run here" if name in ("kafka", "postgres", "sandbox") else "not running")
+        )
+        where = found.get(name) or ""
+        lines.append(f"{name:<10} {running_as:<14} {where}")
+    lines += [f"{'write key':<10} {found['write_key']}", f"{'admin key':<10} {found['admin_key']}"]
+    lines.append(f"{'embedded':<10} {', '.join(found['embedded']) or 'nothing'}")
+    return lines
+
+
+@app.command()
+@command
+async def doctor(home: HomeOption = DEFAULT_HOME) -> int:
+    """Look for what is wrong, each problem with its remedy. Exit code 1 when there is any."""
+    problems = await local_doctor.examine(Home(home).read_status())
+    for problem in problems:
+        typer.echo(f"✗ {problem}")
+    if not problems:
+        typer.echo("✓ nothing is wrong")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    app()

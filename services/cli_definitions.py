@@ -1,0 +1,171 @@
+"""Commands that set up an installation: schema, definitions, keys, settings, time."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Annotated, Literal
+
+import typer
+from pydantic_settings import BaseSettings
+from rich.console import Console
+from rich.table import Table
+
+from services.cli_common import DEFAULT_HOME, HomeOption, Target, command, say
+from services.local import definitions, topics
+from services.local import keys as key_store
+from services.local import migrate as migrations
+from services.local.home import Home
+from services.local.program import LocalError
+from services.local.up import connected
+from shared.contracts.rules import Rules
+from shared.process.clock import iso, parse_instant, write_clock
+
+SETTINGS_MODULES = (
+    "shared.process.settings:Installation",
+    "services.ingest.gateway.settings:Settings",
+    "services.ingest.consumer.settings:Settings",
+    "services.segmenter.settings:Settings",
+    "services.notifier.settings:Settings",
+    "services.demo.sandbox:Settings",
+)
+
+packs = typer.Typer(help="Definitions: what the events mean, stages, segments, campaigns.", no_args_is_help=True)
+keys = typer.Typer(help="Write keys (apps post events with them) and admin keys (for the APIs).", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("apply")(apply)
+    app.command("migrate")(migrate)
+    app.command("settings")(settings)
+    app.command("tick")(tick)
+    app.add_typer(packs, name="packs")
+    app.add_typer(keys, name="keys")
+
+
+@command
+async def apply(
+    pack: Annotated[list[str], typer.Argument(help="Names of shipped packs, or folders.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Check packs and install them as the newest rules version."""
+    target = Target(home)
+    for name in pack:
+        typer.echo(f"{name}: {await definitions.apply(target.dsn, name)}")
+
+
+@packs.command("check")
+@command
+async def check(pack: Annotated[list[str], typer.Argument(help="Names of shipped packs, or folders.")]) -> None:
+    """Check packs without installing them."""
+    for name in pack:
+        rules: Rules = definitions.load(name)
+        typer.echo(
+            f"{name}: valid ({len(rules.stages)} stages, {len(rules.segments)} segments, {len(rules.campaigns)} campaigns)"
+        )
+
+
+@packs.command("list")
+@command
+async def list_versions(home: HomeOption = DEFAULT_HOME) -> None:
+    """List the installed rules versions, newest first, and the packs that come with the product."""
+    async with Target(home).database() as connection:
+        for row in await connection.fetch("SELECT version, pack, note, created_at FROM control.rules ORDER BY 1 DESC"):
+            typer.echo(f"{row['version']:>4}  {row['pack']:<12} {row['created_at']:%Y-%m-%dT%H:%M:%SZ}  {row['note']}")
+    typer.echo(f"shipped: {', '.join(definitions.shipped_packs())}")
+
+
+@keys.command("create")
+@command
+async def create_key(
+    kind: Annotated[Literal["write", "admin"], typer.Argument(help="What the key allows.")],
+    source: Annotated[str, typer.Argument(help="Who will use it; named in events and logs.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make a key and print it, once: only its hash is kept."""
+    async with Target(home).database() as connection:
+        typer.echo(await key_store.create(connection, kind, source))
+
+
+@keys.command("list")
+@command
+async def list_keys(home: HomeOption = DEFAULT_HOME) -> None:
+    """List the keys' sources; keys themselves are not kept."""
+    async with Target(home).database() as connection:
+        for row in await connection.fetch("SELECT * FROM control.key ORDER BY created_at"):
+            state = f"revoked {row['revoked_at']:%Y-%m-%dT%H:%M:%SZ}" if row["revoked_at"] else "valid"
+            typer.echo(f"{row['kind']:<6} {row['source']:<24} {state:<30} sha256 {row['sha256'][:12]}…")
+
+
+@keys.command("revoke")
+@command
+async def revoke_key(
+    source: Annotated[str, typer.Argument(help="The source named at its creation.")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Make a key invalid; services notice within seconds."""
+    async with Target(home).database() as connection:
+        await key_store.revoke(connection, source)
+    typer.echo(f"{source}: revoked")
+
+
+@command
+async def migrate(
+    postgres: Annotated[str, typer.Option(envvar="PERENNIAL_POSTGRES", help="Address of the database.")] = "",
+    kafka: Annotated[str, typer.Option(envvar="PERENNIAL_KAFKA", help="HOST:PORT of the log.")] = "",
+    shards: Annotated[int, typer.Option(envvar="PERENNIAL_SHARDS", help="Number of shards; never changes.")] = 32,
+    prefix: Annotated[str, typer.Option(envvar="PERENNIAL_PREFIX", help="Prefix of all topics.")] = "",
+    copies: Annotated[int, typer.Option(help="Copies of every topic (replication factor).")] = 1,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make or update schema and topics, on servers of your own. The services must not run."""
+    if not postgres or not kafka:
+        target = Target(home)
+        postgres, kafka, prefix, shards = target.dsn, target.kafka, target.names.prefix, target.shards
+    say("database schema")
+    await migrations.upgrade(postgres)
+    say("topics")
+    made = await topics.ensure_topics(kafka, topics.Names(prefix), shards, copies)
+    async with connected(postgres) as connection:
+        existing = await connection.fetchval("SELECT log_id FROM control.installation")
+        embedded = existing is not None and existing.startswith("log-")
+        log_id = existing if embedded else await topics.cluster_id(kafka)
+        change = await migrations.adopt_log(connection, shards, log_id)
+    typer.echo(f"schema is current; topics made: {', '.join(made) or 'none'}; log {change.log_id}")
+
+
+@command
+async def settings() -> None:
+    """List every setting: its environment variable, default and meaning."""
+    console = Console()
+    for place in SETTINGS_MODULES:
+        module, name = place.split(":")
+        try:
+            found: type[BaseSettings] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+        table = Table("variable", "default", "meaning", title=module, title_justify="left", expand=False)
+        prefix = found.model_config.get("env_prefix", "")
+        for field, about in found.model_fields.items():
+            variable = f"{prefix}{field}".upper()
+            shown = variable + (" (set)" if variable in os.environ else "")
+            table.add_row(shown, "required" if about.is_required() else str(about.default), about.description or "")
+        console.print(table)
+    typer.echo("Each may be given as NAME_FILE: the path of a file that holds the value.")
+
+
+@command
+async def tick(
+    to: Annotated[str, typer.Option("--to", metavar="INSTANT", help="For example 2026-02-03T00:00:00Z.")],
+    rate: Annotated[float, typer.Option(min=0.0, help="How fast time runs from then on.")] = 1.0,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Move the product's time forward; only where `up --dev` made a clock."""
+    clock = Home(home).clock_file
+    if not clock.exists():
+        raise LocalError(f"{Home(home).path} has no clock of its own; start it with `perennial up --dev`")
+    try:
+        instant = parse_instant(to)
+        write_clock(clock, instant, rate)
+    except ValueError as error:
+        raise LocalError(f"cannot move time to {to!r}: {error}") from error
+    typer.echo(f"it is {iso(instant)} now")

@@ -1,0 +1,143 @@
+"""Commands that follow what happened: one user's road, refused events, lost records, a restored database."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command
+from services.local import restoring, trail
+from services.local.program import LocalError
+from shared.contracts.identifiers import shard_of
+from shared.contracts.topics import SPECS, Topic
+from shared.kafka.log_reader import LogReader
+from shared.process.clock import iso
+
+dlq = typer.Typer(help="Dead letters: events that were refused, with their reasons.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("follow")(follow)
+    app.command("repair")(repair)
+    app.command("restore")(restore)
+    app.add_typer(dlq, name="dlq")
+
+
+@command
+async def follow(
+    user: Annotated[str, typer.Argument(help="The user's id, as the app posts it.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where everything about a user came from: messages, ledger rows, raw events."""
+    target = Target(home)
+    async with target.database() as connection:
+        road = await trail.road(connection, user, shard_of(user, target.shards))
+    if as_json:
+        typer.echo(json.dumps(road, indent=2))
+        return
+    for line in trail.lines(road, target.names.topic(Topic.RAW), target.names.topic(Topic.CONTEXT)):
+        typer.echo(line)
+
+
+@command
+async def repair(
+    topic: Annotated[str, typer.Option(help="Topic with the gap, for example app.events.v1.")],
+    shard: Annotated[int, typer.Option(min=0, help="Partition with the gap.")],
+    after: Annotated[int, typer.Option(min=-1, help="Last number the reader has: the gap begins behind it.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Ask the owner of a shard to emit again all that follows a number."""
+    target = Target(home)
+    known = sorted(str(spec.topic) for spec in SPECS)
+    if topic not in known:
+        raise LocalError(f"there is no topic {topic!r}; the topics are {', '.join(known)}")
+    if shard >= target.shards:
+        raise LocalError(f"there is no shard {shard}; this installation has 0 to {target.shards - 1}")
+    async with target.database() as connection:
+        await connection.execute(
+            "INSERT INTO control.repair (topic, shard, after) VALUES ($1, $2, $3) ON CONFLICT (topic, shard) "
+            "DO UPDATE SET after = excluded.after, requested_at = now(), done_at = NULL",
+            topic,
+            shard,
+            after,
+        )
+    typer.echo(f"the owner of {topic} {shard} will emit again from {after + 1}")
+
+
+@command
+async def restore(home: HomeOption = DEFAULT_HOME) -> None:
+    """After the database was restored to an older state: number on behind what readers have already seen."""
+    target = Target(home)
+    reader = LogReader(target.kafka)
+    await reader.start()
+    try:
+        async with target.database() as connection:
+            raised = await restoring.restore(connection, reader, target.names, target.shards)
+    finally:
+        await reader.stop()
+    for line in raised or ["no shard has an owner yet: there is nothing to restore"]:
+        typer.echo(line)
+
+
+@dlq.command("list")
+@command
+async def list_letters(
+    reason: Annotated[str, typer.Option(help="Only reasons that begin so.")] = "",
+    user: Annotated[str, typer.Option(help="Only this user's.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """List refused events, newest first."""
+    async with Target(home).database() as connection:
+        letters = await trail.dead_letters(connection, reason, user, limit)
+    if as_json:
+        typer.echo(json.dumps({"items": letters, "next": None}, indent=2))
+        return
+    for letter in letters:
+        where = f"raw {letter['raw']['partition']}/{letter['raw']['offset']}"
+        typer.echo(f"{letter['recorded_at']}  {where:<14} {letter['reason']:<32} {letter['user_id']}")
+    if not letters:
+        typer.echo("no event was refused")
+
+
+@dlq.command("show")
+@command
+async def show_letter(
+    partition: Annotated[int, typer.Argument(min=0, help="Partition of the raw topic, from `dlq list`.")],
+    offset: Annotated[int, typer.Argument(min=0, help="Offset in it.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Show one raw event, with its values masked."""
+    target = Target(home)
+    reader = LogReader(target.kafka)
+    await reader.start()
+    try:
+        topic = target.names.topic(Topic.RAW)
+        if partition >= await reader.partitions(topic):
+            raise LocalError(f"{topic} has no partition {partition}")
+        record = (await reader.at(topic, {partition: offset}))[partition]
+    finally:
+        await reader.stop()
+    if record is None:
+        raise LocalError(f"{topic} {partition} holds no record {offset} (any more)")
+    headers = {name: value.decode(errors="replace") for name, value in record.headers}
+    typer.echo(
+        json.dumps({"headers": headers, "received_at": header_instant(headers), "event": event(record.value)}, indent=2)
+    )
+
+
+def header_instant(headers: dict[str, str]) -> str | None:
+    text = headers.get("received_at", "")
+    return iso(int(text)) if text.isdigit() else None
+
+
+def event(value: bytes | None) -> Any:
+    """A raw event's bytes as they may be shown."""
+    try:
+        return trail.masked(json.loads(value or b""))
+    except ValueError:
+        return f"not JSON: {len(value or b'')} bytes"

@@ -1,0 +1,137 @@
+"""How the ingest consumer is put together: opened in order of need, closed in reverse.
+
+The sender outlives the pipeline, which outlives the group membership's end: what was sent is acknowledged
+before another member takes over, or is decided again by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from services.ingest.consumer.pipeline import Pipeline
+from services.ingest.consumer.settings import Settings
+from services.ingest.domain.intake import Intake
+from shared.contracts.topics import Names, Topic
+from shared.data.control import RulesBook
+from shared.data.db import Pool, connect_pool, is_moment
+from shared.gazetteer import load as load_gazetteer
+from shared.kafka.log_reader import LogReader
+from shared.kafka.sender import Sender
+from shared.kafka.shard_consumer import ShardConsumer
+from shared.process.clock import Clock
+from shared.process.compose import opened, patiently
+from shared.process.errors import Fatal, Transient
+from shared.process.http import Health, serve, service_app
+from shared.process.logs import configure
+from shared.process.settings import Installation, load
+from shared.process.supervisor import Supervisor
+
+log = logging.getLogger("perennial.ingest")
+_POLL_SECONDS = 2.0
+
+
+async def run() -> int:
+    installation, settings = load(Installation), load(Settings)
+    configure("ingest", installation.log_level)
+    names, clock, health = Names(installation.prefix), Clock(installation.clock), Health()
+    async with AsyncExitStack() as stack:
+        supervisor = Supervisor(stack)
+        supervisor.add("http", serve(service_app("ingest", health), installation.bind, settings.port))
+        pool = await _pool(installation.postgres)
+        if pool is not None:
+            stack.push_async_callback(pool.close)
+        sender = await opened(stack, Sender(installation.kafka))
+        reader = await opened(stack, LogReader(installation.kafka))
+        for topic in (Topic.RAW, Topic.EVENTS):
+            count = await reader.partitions(names.topic(topic))
+            if count != installation.shards:
+                raise Fatal(
+                    f"topic {names.topic(topic)} has {count} partitions, the installation {installation.shards} shards;"
+                    " run `perennial migrate`, or set PERENNIAL_SHARDS to what it was made with"
+                )
+        consumer = await _opened(
+            stack,
+            ShardConsumer(
+                installation.kafka,
+                names.topic(Topic.RAW),
+                names.group("ingest"),
+                session_timeout_ms=int(settings.session_seconds * 1000),
+            ),
+        )
+        pipeline = Pipeline(
+            consumer=consumer,
+            reader=reader,
+            sender=sender,
+            clock=clock,
+            health=health,
+            raw_topic=names.topic(Topic.RAW),
+            events_topic=names.topic(Topic.EVENTS),
+            batch_records=settings.batch_records,
+            time_seconds=settings.time_seconds,
+        )
+        definitions = _Definitions(
+            pool, installation.postgres, pipeline, installation.shards, Path(installation.home), settings.rules_version
+        )
+        await patiently(definitions.refresh)
+        supervisor.add("definitions", definitions.run())
+        supervisor.add("pipeline", pipeline.run())
+        return await supervisor.run()
+
+
+async def _pool(dsn: str) -> Pool | None:
+    try:
+        return await connect_pool(dsn, size=2)
+    except Transient:
+        return None
+
+
+class _Definitions:
+    """Follows rules versions and repair requests; neither is needed to go on deciding."""
+
+    def __init__(
+        self, pool: Pool | None, dsn: str, pipeline: Pipeline, shards: int, home: Path, fixed_version: int
+    ) -> None:
+        self._pool, self._dsn, self._pipeline, self._shards, self._fixed = pool, dsn, pipeline, shards, fixed_version
+        self._book = RulesBook(home / "last-good" / "ingest-rules.json")
+        self._gazetteer = load_gazetteer()
+        self._in_use = 0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            try:
+                await self.refresh()
+                await self._repairs()
+            except Transient as error:
+                log.warning("%s", error)
+
+    async def refresh(self) -> None:
+        self._pool = self._pool or await _pool(self._dsn)
+        version = await self._book.refresh(self._pool)
+        if self._fixed:
+            assert self._pool is not None
+            version = self._fixed
+            await self._book.get(self._pool, version)
+        if version != self._in_use:
+            self._pipeline.use_rules(version, Intake(self._book.known(version), self._gazetteer, self._shards))
+            self._in_use = version
+
+    async def _repairs(self) -> None:
+        if self._pool is None:
+            return
+        try:
+            for row in await self._pool.fetch(
+                "SELECT shard, after FROM control.repair WHERE topic = $1 AND done_at IS NULL", Topic.EVENTS.value
+            ):
+                if self._pipeline.rewind(row["shard"], row["after"]):
+                    await self._pool.execute(
+                        "UPDATE control.repair SET done_at = now() WHERE topic = $1 AND shard = $2",
+                        Topic.EVENTS.value,
+                        row["shard"],
+                    )
+        except Exception as error:
+            if not is_moment(error):
+                raise

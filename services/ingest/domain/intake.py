@@ -1,0 +1,275 @@
+"""Whether a raw record is taken in, refused and why, or belongs elsewhere. Reads no clock.
+
+`judge` is total: whatever bytes stand in raw, it returns a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from services.ingest.domain.places import UNKNOWN_PLACE, locate
+from shared.contracts.events import Context, Device
+from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
+from shared.contracts.rules import Rules
+from shared.gazetteer import Gazetteer
+from shared.process.clock import parse_instant
+
+DAY_MS = 86_400_000
+MAX_TEXT = 1024
+_CALLS = {"track": "", "screen": "$screen", "page": "$page", "identify": "$identify", "group": "$group", "alias": "$alias"}
+_CITY_SIGNALS = ("default_city", "city_searched", "city_added", "city_removed")
+_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}\.[A-Za-z]{2,}")
+_PHONE = re.compile(r"(?<![\w.])\+?\d[\d\s().-]{7,}\d(?![\w.])")
+
+
+class RawRecord(NamedTuple):
+    """One record of `app.events.raw.v1`; `received_at` is the header's, else the record's own time."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+    received_at: int
+
+
+class Taken(NamedTuple):
+    """The event is accepted: what the decision record carries of it."""
+
+    user_id: str
+    message_id: str
+    name: str
+    occurred_at: int
+    mode: str
+    source: str
+    city_id: int | None
+    properties: dict[str, Any]
+    context: Context | None
+
+
+class Refused(NamedTuple):
+    user_id: str
+    message_id: str
+    reason: str
+    source: str
+
+
+class Misplaced(NamedTuple):
+    """The record does not lie in its user's partition under its user's id; it has to go to `shard`."""
+
+    user_id: str
+    message_id: str
+    shard: int
+
+
+Verdict = Taken | Refused | Misplaced
+
+
+class _Event(msgspec.Struct):
+    type: str | None = None
+    event: str | None = None
+    user_id: str | None = msgspec.field(default=None, name="userId")
+    anonymous_id: str | None = msgspec.field(default=None, name="anonymousId")
+    message_id: str | None = msgspec.field(default=None, name="messageId")
+    timestamp: str | None = None
+    original_timestamp: str | None = msgspec.field(default=None, name="originalTimestamp")
+    sent_at: str | None = msgspec.field(default=None, name="sentAt")
+    properties: dict[str, Any] | None = None
+    traits: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class Intake:
+    """`judge` for one rules version: what is looked up per event is prepared once."""
+
+    def __init__(self, rules: Rules, gazetteer: Gazetteer, shards: int) -> None:
+        self._gazetteer = gazetteer
+        self._shards = shards
+        self._pii_less = rules.privacy.pii_less
+        self._allowed = {name: frozenset(keys) for name, keys in rules.intake.properties.items()}
+        self._too_old_ms = rules.intake.too_old_days * DAY_MS
+        self._future_ms = rules.intake.future_days * DAY_MS
+        self._city_events = frozenset(
+            name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ())  # type: ignore[call-overload]
+        )
+
+    def judge(self, raw: RawRecord) -> Verdict:
+        """The verdict on one raw record; reasons are `code` or `code:detail`."""
+        headers = raw.headers
+        source = _text(headers.get("source"))
+        fallback = _text(headers.get("message_id")) or f"o-{raw.partition}-{raw.offset}"
+        key = _text(raw.key)
+        if raw.value is None:
+            return Refused(key, fallback, "empty", source)
+        try:
+            event = _decode(raw.value)
+        except msgspec.ValidationError as error:
+            return Refused(key, fallback, f"invalid_field:{_field_of(error)}", source)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return Refused(key, fallback, "malformed_json", source)
+        message_id = event.message_id or fallback
+        user_id = event.user_id or event.anonymous_id
+        if not user_id:
+            return Refused(key, fallback, "missing_id", source)
+        wrong = _wrong_id(user_id) or _wrong_id(message_id)
+        if wrong:
+            return Refused(key if not _wrong_id(key) else "", fallback[:MAX_ID_CHARS], wrong, source)
+        shard = shard_of(user_id, self._shards)
+        if shard != raw.partition or key != user_id:
+            return Misplaced(user_id, message_id, shard)
+        verdict = self._content(event, raw, user_id, message_id, source)
+        return verdict if isinstance(verdict, Taken) else Refused(user_id, message_id, verdict, source)
+
+    def _content(self, event: _Event, raw: RawRecord, user_id: str, message_id: str, source: str) -> Taken | str:
+        """The event as accepted, or the reason why not."""
+        call = event.type or _text(raw.headers.get("type"))
+        if call not in _CALLS:
+            return "unknown_type"
+        name = _CALLS[call] or event.event
+        if not name or "\x00" in name or len(name) > MAX_ID_CHARS:
+            return "missing_event"
+        mode = _text(raw.headers.get("mode")) or "live"
+        occurred = self._occurred_at(event, raw, mode)
+        if isinstance(occurred, str):
+            return occurred
+        city_id = None
+        properties = event.properties or {}
+        if name in self._city_events:
+            city = locate(properties, self._gazetteer)
+            if city is None:
+                return "missing_city"
+            if city is UNKNOWN_PLACE:
+                return "unknown_city"
+            city_id = int(city)  # type: ignore[call-overload]
+        kept = self._properties(name, properties)
+        if isinstance(kept, str):
+            return kept
+        if self._pii_less and _personal(user_id):
+            return "pii:user_id"
+        context = _context(event.context)
+        if isinstance(context, str):
+            return context
+        return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context)
+
+    def _occurred_at(self, event: _Event, raw: RawRecord, mode: str) -> int | str:
+        """The phone's time corrected by its clock's error, never later than it was received.
+
+        Source: Segment's specification of `timestamp`, `sentAt` and `receivedAt`.
+        """
+        told = event.timestamp or event.original_timestamp
+        if told is None:
+            return raw.received_at
+        sent = event.sent_at or _text(raw.headers.get("sent_at"))
+        try:
+            at = parse_instant(told)
+            sent_at = (int(sent) if sent.isdecimal() else parse_instant(sent)) if sent else None
+        except (ValueError, OverflowError):
+            return "bad_timestamp"
+        if mode == "live" and sent_at is not None:
+            at = raw.received_at - (sent_at - at)
+        if at > raw.received_at + self._future_ms:
+            return "future"
+        if at < 0 or (mode == "live" and at < raw.received_at - self._too_old_ms):
+            return "too_old"
+        return min(at, raw.received_at)
+
+    def _properties(self, name: str, properties: Mapping[str, Any]) -> dict[str, Any] | str:
+        """The properties the pack lists for this event, as scalars; or why the event is refused."""
+        kept: dict[str, Any] = {}
+        for key in self._allowed.get(name, ()):
+            value = properties.get(key)
+            if value is None:
+                continue
+            if isinstance(value, str):
+                if "\x00" in value:
+                    return f"nul_character:{key}"
+                if self._pii_less and _personal(value):
+                    return f"pii:{key}"
+                kept[key] = value[:MAX_TEXT]
+            elif isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
+                kept[key] = value
+            elif isinstance(value, float) and math.isfinite(value):
+                kept[key] = value
+            elif isinstance(value, dict) and name not in self._city_events:
+                kept[key] = {k: v for k, v in value.items() if isinstance(v, bool)}
+            else:
+                return f"invalid_property:{key}"
+        return kept
+
+
+def _context(context: Mapping[str, Any] | None) -> Context | None | str:
+    if not context:
+        return None
+    device = context.get("device")
+    app, campaign = context.get("app"), context.get("campaign")
+    texts = [
+        context.get("locale"),
+        context.get("timezone"),
+        app.get("version") if isinstance(app, dict) else None,
+        campaign.get("source") if isinstance(campaign, dict) else None,
+    ]
+    kept: list[str | None] = []
+    for text in texts:
+        if isinstance(text, str) and "\x00" in text:
+            return "nul_character:context"
+        kept.append(text[:64] if isinstance(text, str) and text else None)
+    found = _device(device) if isinstance(device, dict) else None
+    if isinstance(found, str):
+        return found
+    if found is None and not any(kept):
+        return None
+    return Context(found, *kept)
+
+
+def _device(device: Mapping[str, Any]) -> Device | None | str:
+    token, kind, device_id = device.get("token"), device.get("type"), device.get("id")
+    if not isinstance(token, str) or not token:
+        return None
+    if "\x00" in token or len(token) > 4096:
+        return "invalid_property:context.device.token"
+    kind = kind.lower() if isinstance(kind, str) else ""
+    if kind not in ("ios", "android", "web"):
+        return "invalid_property:context.device.type"
+    if not isinstance(device_id, str) or not device_id:
+        device_id = token
+    if "\x00" in device_id:
+        return "nul_character:context.device.id"
+    return Device(device_id[:MAX_ID_CHARS], kind, token)
+
+
+def _wrong_id(text: str) -> str | None:
+    if "\x00" in text:
+        return "nul_character:id"
+    if len(text) > MAX_ID_CHARS:
+        return "id_too_long"
+    return None
+
+
+def _personal(text: str) -> bool:
+    """Whether a text holds an e-mail address or a telephone number."""
+    if "@" in text and _EMAIL.search(text):
+        return True
+    return any(c.isdecimal() for c in text) and _phone(text)
+
+
+def _phone(text: str) -> bool:
+    found = _PHONE.search(text)
+    # ids and plain numbers are digits too: a telephone number shows by its sign or its grouping
+    return found is not None and (found[0].startswith("+") or bool(re.search(r"[\s()]", found[0].strip())))
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")
+
+
+def _field_of(error: msgspec.ValidationError) -> str:
+    _, _, path = str(error).partition("`$.")
+    return path.rstrip("`") or "$"

@@ -1,0 +1,255 @@
+"""What a posted body says: which events it carries, under which ids, or why it is refused.
+
+A single event that no one could use is refused. In a batch nothing is: one bad event must not cost the
+others, so it travels with them as it came, and ingest rejects it with a reason.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shared.contracts.identifiers import MAX_ID_CHARS, content_message_id
+from shared.process.clock import parse_instant
+
+MAX_BATCH_BYTES = 500 * 1024
+MAX_EVENT_BYTES = 32 * 1024
+MAX_BATCH_EVENTS = 5_000
+"""A batch of empty objects is small on the wire and large in memory."""
+
+_MAX_TEXT = 64
+"""How much of a malformed `sentAt` or `type` goes into a header."""
+
+
+class Refused(NamedTuple):
+    """The answer to a body that was not taken: HTTP status, `code` in snake case, what to do about it."""
+
+    status: int
+    code: str
+    message: str
+
+
+class Event(NamedTuple):
+    """One event as it goes to the log. `user_id` is None where it names no usable one, `message_id`
+    where it names none and nothing in it would make a retry hash alike. `sent_at` is milliseconds in
+    decimal, or what came where that is no instant, or empty."""
+
+    user_id: str | None
+    type: str
+    message_id: str | None
+    sent_at: bytes
+    value: bytes
+
+
+class SingleBody(msgspec.Struct, gc=False):
+    """The fields of an event that the gateway looks at; of any type, explicit nulls included."""
+
+    userId: Any = None  # noqa: N815 - the wire's names
+    anonymousId: Any = None  # noqa: N815
+    type: Any = None
+    event: Any = None
+    messageId: Any = None  # noqa: N815
+    timestamp: Any = None
+    originalTimestamp: Any = None  # noqa: N815
+    sentAt: Any = None  # noqa: N815
+    writeKey: Any = None  # noqa: N815
+
+
+class BatchBody(msgspec.Struct, gc=False):
+    batch: list[msgspec.Raw] | None = None
+    writeKey: Any = None  # noqa: N815
+    sentAt: Any = None  # noqa: N815
+    original: bytes = b""
+    """Set where the body was read from a copy with its damaged text masked; then `batch` are slices of the copy."""
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    batch: list[msgspec.Raw] | None = None
+    writeKey: Any = None  # noqa: N815
+    sentAt: Any = None  # noqa: N815
+
+
+_decode_event = msgspec.json.Decoder(SingleBody).decode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def open_single(body: bytes) -> SingleBody | Refused:
+    """Read the body of a single call; whether it may be taken is for `single` to say."""
+    if len(body) > MAX_EVENT_BYTES:
+        return Refused(
+            413,
+            "event_too_large",
+            f"an event may have {MAX_EVENT_BYTES} bytes; this one has {len(body)}",
+        )
+    try:
+        if not body.isascii():
+            body.decode()
+        return _decode_event(body)
+    except (ValueError, RecursionError) as error:
+        return _unreadable(error)
+
+
+def open_batch(body: bytes) -> BatchBody | Refused:
+    """Read the body of a batch call.
+
+    Broken UTF-8 and lone surrogates make an event unreadable, not its neighbours: the body is then read
+    from a copy of the same length in which they are masked.
+    """
+    original = b""
+    try:
+        try:
+            if not body.isascii():
+                body.decode()
+            envelope = _decode_envelope(body)
+        except msgspec.ValidationError:
+            raise
+        except ValueError:
+            masked = _masked(body)
+            if masked == body:
+                raise
+            envelope = _decode_envelope(masked)
+            original = body
+    except (ValueError, RecursionError) as error:
+        return _unreadable(error)
+    if envelope.batch is None:
+        return Refused(400, "missing_batch", 'the body needs "batch": a list of events')
+    if len(envelope.batch) > MAX_BATCH_EVENTS:
+        count = len(envelope.batch)
+        return Refused(
+            413,
+            "too_many_events",
+            f"a batch may hold {MAX_BATCH_EVENTS} events; this one holds {count}",
+        )
+    return BatchBody(envelope.batch, envelope.writeKey, envelope.sentAt, original)
+
+
+def single(body: SingleBody, kind: str, value: bytes) -> Event | Refused:
+    """The one event of a call to `/v1/<kind>`, or what it lacks."""
+    for name, given in (("userId", body.userId), ("anonymousId", body.anonymousId)):
+        fault = _id_fault(given)
+        if fault:
+            return Refused(
+                400,
+                "invalid_id",
+                f"{name} must be a string of 1 to {MAX_ID_CHARS} characters; it {fault}",
+            )
+    user_id = body.userId or body.anonymousId
+    if not user_id:
+        return Refused(400, "missing_id", "an event needs userId or anonymousId")
+    if kind == "track" and not (isinstance(body.event, str) and body.event):
+        return Refused(
+            400,
+            "missing_event",
+            'a track call needs "event": the name of what happened',
+        )
+    return Event(user_id, kind, _message_id(body, value), _sent_at(body.sentAt), value)
+
+
+def batch(body: BatchBody) -> list[Event]:
+    """Every element of a batch, in order and as it came; sent at the envelope's `sentAt`, else at its own."""
+    assert body.batch is not None
+    sent_at = None if body.sentAt is None else _sent_at(body.sentAt)
+    events: list[Event] = []
+    values = map(bytes, body.batch) if not body.original else _slices(body)
+    for raw, value in zip(body.batch, values, strict=True):
+        try:
+            event = _decode_event(raw)
+        except (ValueError, RecursionError):  # not an object
+            events.append(Event(None, "", content_message_id(value), sent_at or b"", value))
+            continue
+        kind = event.type
+        if type(kind) is not str:
+            kind = ""
+        elif len(kind) > _MAX_TEXT:
+            kind = kind[:_MAX_TEXT]
+        sent = _sent_at(event.sentAt) if sent_at is None else sent_at
+        events.append(Event(_usable(event), kind, _message_id(event, value), sent, value))
+    return events
+
+
+def _unreadable(error: Exception) -> Refused:
+    if isinstance(error, msgspec.ValidationError):
+        return Refused(400, "invalid_body", f"the body is not of the expected form: {error}")
+    if isinstance(error, RecursionError):
+        return Refused(400, "malformed_json", "the body is nested too deeply")
+    return Refused(400, "malformed_json", f"the body is not JSON: {error}")
+
+
+def _is_id(given: Any) -> bool:
+    return type(given) is str and 0 < len(given) <= MAX_ID_CHARS and "\x00" not in given
+
+
+def _usable(event: SingleBody) -> str | None:
+    given = event.userId
+    if _is_id(given):
+        return given  # type: ignore[no-any-return]
+    given = event.anonymousId
+    return given if _is_id(given) else None
+
+
+def _id_fault(given: Any) -> str:
+    """What is wrong with an id; empty for a good one, and for one that is absent, null or empty."""
+    if given is None or given == "" or _is_id(given):
+        return ""
+    if not isinstance(given, str):
+        return f"is {'a number' if isinstance(given, int | float) and not isinstance(given, bool) else 'not a string'}"
+    return "contains a NUL character" if "\x00" in given else f"has {len(given)}"
+
+
+def _message_id(event: SingleBody, value: bytes) -> str | None:
+    given = event.messageId
+    if _is_id(given):
+        return given  # type: ignore[no-any-return]
+    if event.timestamp is not None or event.originalTimestamp is not None:
+        return content_message_id(value)
+    return None
+
+
+def _sent_at(given: Any) -> bytes:
+    if given is None:
+        return b""
+    if isinstance(given, str):
+        try:
+            return str(parse_instant(given)).encode()
+        except (ValueError, OverflowError):
+            return given[:_MAX_TEXT].encode()
+    return bytes(_encode(given)[:_MAX_TEXT])
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:(?P<pair>u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _masked(body: bytes) -> bytes:
+    """The body with broken UTF-8 and lone surrogates replaced, byte for byte of the same length."""
+    text = body.decode("utf-8", "perennial.mask").encode()
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if found["lone"] else found[0], text)
+
+
+def _mask(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "?" * (error.end - error.start), error.end
+
+
+codecs.register_error("perennial.mask", _mask)
+
+
+def _slices(body: BatchBody) -> list[bytes]:
+    """The elements of the batch as they stand in the original body."""
+    assert body.batch is not None
+    masked = _masked(body.original)
+    values: list[bytes] = []
+    at = masked.find(b'"batch"')
+    for raw in body.batch:
+        view = bytes(raw)
+        at = masked.find(view, at)
+        values.append(body.original[at : at + len(view)])
+        at += len(view)
+    return values

@@ -1,0 +1,98 @@
+"""What the gateway consists of, in the order it is opened; it is closed in reverse.
+
+HTTP comes last and goes first, so that what was accepted is still sent; the collector is drained before
+the producer stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from services.ingest.gateway.api import make_api
+from services.ingest.gateway.broker import Broker, Outlet
+from services.ingest.gateway.budget import Budget
+from services.ingest.gateway.collector import Collector
+from services.ingest.gateway.keys import KeyBook, PostgresKeys
+from services.ingest.gateway.records import placing
+from services.ingest.gateway.settings import GatewaySettings
+from services.ingest.gateway.tracking import Tracking
+from shared.contracts.topics import Names, Topic
+from shared.process import logs
+from shared.process.clock import Clock
+from shared.process.http import Health, serve
+from shared.process.settings import Installation, load
+from shared.process.supervisor import Supervisor
+
+
+def make_app(
+    keys: KeyBook,
+    outlet: Outlet,
+    health: Health,
+    clock: Clock,
+    shards: int,
+    settings: GatewaySettings,
+) -> tuple[Tracking, Collector]:
+    """The HTTP side, on any keys and any broker."""
+    budget = Budget(settings.in_flight_bytes)
+    collector = Collector(outlet, shards, budget, settings.deadline_seconds, health)
+    api = make_api(keys, health)
+    place = placing(shards)
+    return Tracking(api, keys, collector, outlet, budget, place, clock, settings.body_seconds), collector
+
+
+async def tell_readiness(keys: KeyBook, outlet: Outlet, health: Health) -> None:
+    """Ready means: posts are taken. Both reasons come and go while the process lives."""
+    while True:
+        health.not_ready = outlet.away or ("" if keys.known else "the write keys are not known yet")
+        await asyncio.sleep(0.1)
+
+
+async def run() -> int:
+    installation, settings = load(Installation), load(GatewaySettings)
+    logs.configure("gateway", installation.log_level)
+    health, keys, clock = Health(), KeyBook(), Clock(installation.clock)
+    stack = AsyncExitStack()
+    feed = PostgresKeys(
+        keys,
+        installation.postgres,
+        Path(installation.home) / "gateway" / "keys.json",
+        settings.keys_seconds,
+        health,
+    )
+    stack.push_async_callback(feed.stop)
+    feed.load_kept()
+    broker = Broker(
+        installation.kafka,
+        Names(installation.prefix).topic(Topic.RAW),
+        installation.shards,
+        health,
+        timeout_ms=int(settings.deadline_seconds * 1000),
+        probe_seconds=settings.probe_seconds,
+    )
+    stack.push_async_callback(broker.stop)
+    app, collector = make_app(keys, broker, health, clock, installation.shards, settings)
+    stack.push_async_callback(collector.drain)
+    supervisor = Supervisor(stack)
+    supervisor.add("keys", feed.run())
+    supervisor.add("broker", broker.run())
+    supervisor.add("collector", collector.run())
+    supervisor.add("readiness", tell_readiness(keys, broker, health))
+    # Requests leave no cycles behind, and a full collection would stall every open one.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    supervisor.add(
+        "http",
+        serve(
+            app,
+            installation.bind,
+            settings.port,
+            http="httptools",
+            timeout_keep_alive=30,
+            backlog=4096,
+        ),
+    )
+    return await supervisor.run()

@@ -1,0 +1,164 @@
+"""Where a message came from: message → ledger row → raw event, or message → run → alert and cohort."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from shared.process.clock import iso, iso_or_none
+
+if TYPE_CHECKING:
+    Postgres = asyncpg.Connection[asyncpg.Record]
+
+_LEDGER = """
+SELECT gen, seq, kind, payload, cause_type, cause_id, log_id, src, occurred_at, recorded_at, rules_version
+FROM segmenter.ledger WHERE shard = $1 AND user_id = $2 ORDER BY seq
+"""
+_MESSAGES = "SELECT * FROM notifier.message WHERE shard = $1 AND user_id = $2 ORDER BY planned_at, message_id"
+_RUNS = "SELECT * FROM notifier.run WHERE run_id = ANY($1::text[])"
+_MEMBER = """
+SELECT city_id, relation, entered_seq FROM segmenter.cohort_member
+WHERE shard = $1 AND user_id = $2 AND city_id = ANY($3::int[]) AND relation = ANY($4::text[]) ORDER BY entered_seq
+"""
+_DEAD = """
+SELECT shard, seq, user_id, payload, src, recorded_at FROM segmenter.ledger
+WHERE kind = 'dead_letter' AND starts_with(payload ->> 'reason', $1) AND ($2 = '' OR user_id = $2)
+ORDER BY recorded_at DESC, shard, seq DESC LIMIT $3
+"""
+SHOWN_KEYS = frozenset(
+    {
+        "type",
+        "event",
+        "messageId",
+        "timestamp",
+        "sentAt",
+        "originalTimestamp",
+        "name",
+        "channel",
+        "version",
+        "locale",
+        "timezone",
+    }
+)
+"""Of a raw event, what is shown as it is; anything else may be a person's."""
+
+
+async def road(connection: Postgres, user: str, shard: int) -> dict[str, Any]:
+    """Everything recorded of the user, messages with their causes."""
+    ledger = [ledger_row(row) for row in await connection.fetch(_LEDGER, shard, user)]
+    messages = await connection.fetch(_MESSAGES, shard, user)
+    runs = {r["run_id"]: r for r in await connection.fetch(_RUNS, [m["run_id"] for m in messages if m["run_id"]])}
+    by_seq = {row["seq"]: row for row in ledger}
+    shown = []
+    for message in messages:
+        cause: dict[str, Any] = {}
+        if message["cause_seq"]:
+            cause["ledger"] = by_seq.get(message["cause_seq"], {"seq": message["cause_seq"]})
+        run = runs.get(message["run_id"])
+        if run is not None:
+            cause["run"] = {
+                name: run[name] for name in ("run_id", "context_id", "log_id", "context_offset", "occurrence")
+            }
+            member = await connection.fetch(_MEMBER, shard, user, run["city_ids"], run["relations"])
+            cause["cohorts"] = [
+                {**dict(m), "ledger": by_seq.get(m["entered_seq"], {"seq": m["entered_seq"]})} for m in member
+            ]
+        shown.append(message_row(message) | {"cause": cause})
+    return {"user_id": user, "shard": shard, "messages": shown, "ledger": ledger}
+
+
+def ledger_row(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        "gen": row["gen"],
+        "seq": row["seq"],
+        "kind": row["kind"],
+        "payload": json.loads(row["payload"]),
+        "cause": {"type": row["cause_type"], "id": row["cause_id"]},
+        "raw_offset": row["src"] if row["src"] >= 0 else None,
+        "log_id": row["log_id"],
+        "occurred_at": iso(row["occurred_at"]),
+        "recorded_at": iso(row["recorded_at"]),
+        "rules_version": row["rules_version"],
+    }
+
+
+def message_row(row: asyncpg.Record) -> dict[str, Any]:
+    names = (
+        "message_id",
+        "campaign",
+        "campaign_version",
+        "variant",
+        "state",
+        "reason",
+        "provider",
+        "title",
+        "occurrence",
+    )
+    instants = ("planned_at", "attempted_at", "finished_at", "opened_at")
+    return {name: row[name] for name in names} | {name: iso_or_none(row[name]) for name in instants}
+
+
+def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]:
+    """The road as text."""
+    shard = road["shard"]
+    out = [f"user {road['user_id']} (shard {shard})"]
+    if not road["messages"] and not road["ledger"]:
+        return [*out, "nothing is known of this user"]
+
+    def raw(row: dict[str, Any]) -> str:
+        return f"← {raw_topic} {shard}/{row['raw_offset']}" if row.get("raw_offset") is not None else ""
+
+    def entry(row: dict[str, Any]) -> str:
+        if "kind" not in row:
+            return f"ledger ({shard}, {row['seq']})"
+        facts = json.dumps(row["payload"], ensure_ascii=False)
+        cause = f"{row['cause']['type']} {row['cause']['id']}".strip()
+        return f"ledger ({shard}, {row['seq']}) {row['kind']} {facts} by {cause} {raw(row)}".rstrip()
+
+    out.append(f"messages: {len(road['messages'])}")
+    for message in road["messages"]:
+        because = f" ({message['reason']})" if message["reason"] else ""
+        out.append(
+            f"  {message['message_id']} {message['campaign']} {message['state']}{because} {message['title']}".rstrip()
+        )
+        cause = message["cause"]
+        if "ledger" in cause:
+            out.append(f"    ← {entry(cause['ledger'])}")
+        if "run" in cause:
+            run = cause["run"]
+            alert = f"{context_topic} 0/{run['context_offset']} ({run['context_id']})"
+            out.append(f"    ← run {run['run_id']} ← {alert}")
+        for member in cause.get("cohorts", ()):
+            out.append(f"    ← {member['relation']} city {member['city_id']} ← {entry(member['ledger'])}")
+    out.append(f"ledger: {len(road['ledger'])} rows")
+    out += [f"  {row['occurred_at']} {entry(row)}" for row in road["ledger"]]
+    return out
+
+
+async def dead_letters(connection: Postgres, reason: str, user: str, limit: int) -> list[dict[str, Any]]:
+    rows = await connection.fetch(_DEAD, reason, user, limit)
+    return [
+        {
+            "recorded_at": iso(row["recorded_at"]),
+            "user_id": row["user_id"],
+            "reason": json.loads(row["payload"]).get("reason", ""),
+            "raw": {"partition": row["shard"], "offset": row["src"]},
+            "shard": row["shard"],
+            "seq": row["seq"],
+        }
+        for row in rows
+    ]
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """The same shape with every value hidden that `SHOWN_KEYS` does not name."""
+    if isinstance(value, dict):
+        return {str(name): masked(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner, key) for inner in value]
+    if value is None or isinstance(value, bool) or key in SHOWN_KEYS:
+        return value
+    text = str(value)
+    return f"{text[:1]}… ({type(value).__name__}, {len(text)})"

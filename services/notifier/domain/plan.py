@@ -1,0 +1,149 @@
+"""What becomes of one occurrence for one user under one campaign: sent, suppressed or held out, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+
+from services.notifier.domain import gates
+from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.gates import Check, Reason
+from services.notifier.domain.personalise import Aborted, Compiled, Rendered, Unrenderable, render
+from services.notifier.domain.recipient import Recipient
+from shared.contracts.events import Device
+from shared.contracts.identifiers import push_message_id
+from shared.contracts.rules import Campaign
+from shared.process.clock import iso, month_of
+
+MAX_COLLAPSE_BYTES = 64
+"""APNs' limit on `apns-collapse-id`."""
+
+
+class Send(msgspec.Struct, frozen=True):
+    """One push to the user's most recently set device. It must not be shown after `expires_at`."""
+
+    message_id: str
+    device: Device
+    title: str
+    body: str
+    collapse_id: str
+    ttl_seconds: int
+    expires_at: int
+    explain: tuple[Check, ...]
+
+
+class Suppress(msgspec.Struct, frozen=True):
+    message_id: str
+    reason: Reason
+    detail: str
+    explain: tuple[Check, ...]
+
+
+class HeldOut(msgspec.Struct, frozen=True):
+    """Would have been sent: every other gate passed and the text could be made."""
+
+    message_id: str
+    explain: tuple[Check, ...]
+
+
+Verdict = Send | Suppress | HeldOut
+
+
+def plan(
+    campaign: Campaign,
+    recipient: Recipient,
+    occurrence: Occurrence,
+    now_ms: int,
+    salt: str,
+    compiled: Compiled,
+    consent_required: bool = False,
+) -> Verdict:
+    """Decide, in the order: enabled, consent, device, freshness, validity, content, holdout.
+
+    One message per user, to the most recently set device: a user with a phone and a tablet is told once.
+    Safety campaigns are never held out; every other gate binds them too. The holdout comes last, so that
+    those held out are like those sent in every respect; that is what makes the two comparable.
+    `explain` holds every gate asked, in order; the first that does not pass is the last.
+    """
+    message_id = message_id_of(campaign, recipient.user_id, occurrence)
+    explain: list[Check] = []
+    for check in (
+        gates.enabled(campaign),
+        gates.consent(recipient, consent_required),
+        gates.device(recipient),
+        gates.freshness(campaign, occurrence, now_ms),
+        gates.validity(occurrence, now_ms),
+    ):
+        explain.append(check)
+        if not check.passed:
+            assert check.reason is not None
+            return Suppress(message_id, check.reason, _detail(check), tuple(explain))
+
+    text = render(compiled, recipient.locale, variables_of(campaign, recipient, occurrence))
+    content = _content(text)
+    explain.append(content)
+    if not isinstance(text, Rendered):
+        assert content.reason is not None
+        return Suppress(message_id, content.reason, text.reason, tuple(explain))
+
+    explain.append(gates.holdout(campaign, recipient, salt))
+    if not explain[-1].passed:
+        return HeldOut(message_id, tuple(explain))
+
+    ttl_seconds = campaign.ttl_seconds
+    if occurrence.valid_until is not None:
+        ttl_seconds = min(ttl_seconds, (occurrence.valid_until - now_ms) // 1000)
+    return Send(
+        message_id=message_id,
+        device=recipient.devices[-1],
+        title=text.title,
+        body=text.body,
+        collapse_id=collapse_id_of(campaign, occurrence),
+        ttl_seconds=ttl_seconds,
+        expires_at=now_ms + ttl_seconds * 1000,
+        explain=tuple(explain),
+    )
+
+
+def message_id_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> str:
+    """The same for the same occurrence, so that the ledger holds one message at most."""
+    return push_message_id(month_of(occurrence.occurred_at), campaign.id, campaign.version, user_id, occurrence.id)
+
+
+def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:
+    """At most 64 ASCII bytes: a readable head of the campaign's id, and a hash of (campaign, what is shown)."""
+    head = re.sub(r"[^A-Za-z0-9_-]", "", campaign.id)[:24]
+    shown = "\x1f".join((campaign.id, occurrence.collapse or occurrence.id))
+    return f"{head}.{hashlib.blake2b(shown.encode(), digest_size=12).hexdigest()}"
+
+
+def variables_of(campaign: Campaign, recipient: Recipient, occurrence: Occurrence) -> dict[str, Any]:
+    """What the templates see: the names of `campaign.known_variables`."""
+    return {
+        **occurrence.variables,
+        "occurred_at": iso(occurrence.occurred_at),
+        "user": {
+            "stage": recipient.stage,
+            "activity": recipient.activity,
+            "locale": recipient.locale,
+            "timezone": recipient.timezone,
+        },
+        "campaign": {"id": campaign.id, "title": campaign.title},
+    }
+
+
+def _content(text: Rendered | Aborted | Unrenderable) -> Check:
+    match text:
+        case Rendered():
+            return Check("content", True, {"title": text.title, "body": text.body})
+        case Aborted():
+            return Check("content", False, {"aborted": text.reason}, Reason.ABORTED)
+        case Unrenderable():
+            return Check("content", False, {"error": text.reason}, Reason.UNRENDERABLE)
+
+
+def _detail(check: Check) -> str:
+    return ", ".join(f"{name}={value}" for name, value in check.values.items())

@@ -1,0 +1,215 @@
+"""What one stimulus makes of one user: the heart. Pure, total, no clock.
+
+A stimulus is an accepted event or a tick. Each first brings its user to its own moment (`as_of`), then
+acts, then brings what the act made due already. Hence `tick(a); tick(b) = tick(b)` for a <= b, and it does
+not matter whether the sweep or the next event notices that a moment has passed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Set
+from typing import NamedTuple
+
+from services.segmenter.domain import activity, cohorts, dedup, lifecycle, profile, sessions
+from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
+from services.segmenter.domain.state import Change, Cold, Hot
+from shared.contracts.events import Accepted
+from shared.contracts.identifiers import message_hash
+from shared.process.clock import iso
+
+HOUR_MS = 3_600_000
+UNBORN = ""
+"""The activity of a user within the very event that makes them known."""
+
+
+class Outcome(NamedTuple):
+    """The user afterwards. `cold` is None where it did not change; `spilled` are (hash, hour) of message
+    ids that left the ring too young; a duplicate changed nothing but time."""
+
+    hot: Hot
+    cold: Cold | None
+    changes: list[Change]
+    spilled: tuple[int, int] | None
+    duplicate: bool
+
+
+def needs_cold(hot: Hot | None, event: Accepted) -> bool:
+    """Whether `decide` will look at the cold part."""
+    return event.context is not None and (hot is None or profile.digest(event.context) != hot.context_digest)
+
+
+def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change]]:
+    """The user at `as_of` under the shard's rules, if nothing else happened; the same object if nothing
+    changed. A newer rules version is entered at the moment the shard did, however late it is noticed."""
+    if hot.rules_version == rules.current.version and not 0 <= hot.due_at <= as_of:
+        return hot, []
+    hot = copy.copy(hot)
+    changes: list[Change] = []
+    before: Compiled | None = None
+    for since, version in rules.history:
+        if version.version > hot.rules_version:
+            if before is not None:
+                _advance(hot, since, before, changes)
+            hot.rules_version = version.version
+            _settle(hot, since, "rules", str(version.version), version, changes)
+        before = version
+    _advance(hot, as_of, rules.current, changes)
+    return hot, changes
+
+
+def decide(
+    hot: Hot | None, cold: Cold | None, event: Accepted, as_of: int, rules: InForce, spilled: Set[int] = frozenset()
+) -> Outcome:
+    """Fold one event. `as_of`: the later of its received time and the shard's last tick. `cold` may be
+    None unless `needs_cold`. `spilled`: hashes of the user's ids that left the ring within a day."""
+    changes: list[Change] = []
+    if hot is None:
+        at, first = event.occurred_at, rules.current.first_stage
+        hot = Hot(first, at, UNBORN, at, at, at, rules_version=rules.current.version)
+        changes.append(Change("stage_changed", {"from": None, "to": first}, at, "event", event.message_id))
+    else:
+        hot, changes = tick(hot, as_of, rules)
+    number = message_hash(event.message_id)
+    if dedup.contains(hot.ring, number) or number in spilled:
+        return Outcome(hot, None, changes, None, duplicate=True)
+    hot = copy.copy(hot)
+    hot.ring, evicted = dedup.add(hot.ring, number, event.received_at // HOUR_MS)
+    if evicted is not None:
+        hot.spilled_hour = max(hot.spilled_hour, evicted[1])
+    changed_cold = _act(hot, cold, event, as_of, rules.current, changes)
+    _settle(hot, event.occurred_at, "event", event.message_id, rules.current, changes)
+    _advance(hot, as_of, rules.current, changes)
+    return Outcome(hot, changed_cold, changes, evicted, duplicate=False)
+
+
+def _act(hot: Hot, cold: Cold | None, event: Accepted, as_of: int, rules: Compiled, changes: list[Change]) -> Cold | None:
+    """What the event itself does; returns the cold part if it changed."""
+    signals, at, cause = rules.signals_of(event.name), event.occurred_at, event.message_id
+    hot.first_seen_at, hot.last_seen_at = min(hot.first_seen_at, at), max(hot.last_seen_at, at)
+    # the device comes first: what follows may already be a reason to write to it
+    changed_cold = _context(hot, cold, event, changes)
+    if rules.is_activity(event.name, signals):
+        _be_active(hot, at, as_of, "screen" in signals, rules, changes, cause)
+    if "open" in signals:
+        hot.opens += 1
+    if "uninstall" in signals and at >= hot.last_activity_at:
+        _set_activity(hot, "uninstalled", at, "event", cause, changes)
+    elif hot.activity == UNBORN:
+        _set_activity(hot, "inactive", at, "event", cause, changes)
+    if "consent" in signals:
+        _consent(hot, event, changes)
+    if event.city_id is not None:
+        _places(hot, event, signals, as_of, rules, changes)
+    if "push_opened" in signals and isinstance(event.properties.get("message_id"), str):
+        changes.append(Change("opened", {"message_id": event.properties["message_id"]}, at, "event", cause))
+    return changed_cold
+
+
+def _context(hot: Hot, cold: Cold | None, event: Accepted, changes: list[Change]) -> Cold | None:
+    """Fold what the event tells of the phone; the cold part if that changed it."""
+    if event.context is None:
+        return None
+    if event.context.campaign:
+        hot.first_channel = hot.first_channel or event.context.campaign
+        hot.last_channel = event.context.campaign
+    told = profile.digest(event.context)
+    if told == hot.context_digest:
+        return None
+    hot.context_digest = told
+    folded, news = profile.fold(cold or Cold(), event.context)
+    changes.extend(Change(kind, payload, event.occurred_at, "event", event.message_id) for kind, payload in news)
+    return folded if news else None
+
+
+def _be_active(
+    hot: Hot, at: int, as_of: int, screen: bool, rules: Compiled, changes: list[Change], cause: str
+) -> None:
+    hot.activities += 1
+    sessions.enter(hot, at, 1 if screen else 0, rules.gap_ms)
+    sessions.mark_day(hot, at // DAY_MS)
+    first = hot.last_activity_at < 0
+    hot.first_activity_at = at if first else min(hot.first_activity_at, at)
+    if at <= hot.last_activity_at:
+        return
+    hot.last_activity_at = at
+    _set_activity(hot, activity.after_acting(hot, first, as_of, rules), at, "event", cause, changes)
+
+
+def _set_activity(hot: Hot, to: str, at: int, cause_type: str, cause: str, changes: list[Change]) -> None:
+    if to == hot.activity:
+        return
+    changes.append(Change("activity_changed", {"from": hot.activity or None, "to": to}, at, cause_type, cause))
+    hot.activity, hot.activity_at = to, at
+
+
+def _consent(hot: Hot, event: Accepted, changes: list[Change]) -> None:
+    told = event.properties.get("categories")
+    if not isinstance(told, dict):
+        return
+    news = {p: told[p] for p in ("location", "search_history", "push") if isinstance(told.get(p), bool)}
+    if not news:
+        return
+    hot.consents = {**hot.consents, **news}
+    changes.append(Change("consent_set", dict(news), event.occurred_at, "event", event.message_id))
+    moves: list[cohorts.Move] = []
+    if news.get("location") is False:
+        moves = cohorts.forget_all(hot)
+    elif news.get("search_history") is False:
+        moves = cohorts.forget_searches(hot)
+    _report(moves, event.occurred_at, "event", event.message_id, changes)
+
+
+def _places(
+    hot: Hot, event: Accepted, signals: frozenset[str], as_of: int, rules: Compiled, changes: list[Change]
+) -> None:
+    city, at = event.city_id, event.occurred_at
+    assert city is not None
+    moves: list[cohorts.Move] = []
+    if "city_removed" in signals:
+        moves += cohorts.remove(hot, city)
+    if rules.consented(hot, "location"):
+        if "default_city" in signals:
+            moves += cohorts.set_default(hot, city)
+        if "city_searched" in signals and rules.consented(hot, "search_history"):
+            moves += cohorts.search(hot, city, at, as_of, rules.searched_ms)
+        if "city_added" in signals:
+            moves += cohorts.add(hot, city, at)
+    _report(moves, at, "event", event.message_id, changes)
+
+
+def _report(moves: list[cohorts.Move], at: int, cause_type: str, cause: str, changes: list[Change]) -> None:
+    for move in moves:
+        kind = "cohort_entered" if move.entered else "cohort_exited"
+        changes.append(Change(kind, {"relation": move.relation, "city_id": move.city_id}, at, cause_type, cause))
+
+
+def _advance(hot: Hot, as_of: int, rules: Compiled, changes: list[Change]) -> None:
+    """Let every moment up to `as_of` come, in order; then note the next one."""
+    while True:
+        pulse = activity.next_change(hot, rules)
+        expiry = cohorts.next_expiry(hot, rules.searched_ms)
+        hot.due_at = min((m for m in (pulse[0] if pulse else None, expiry) if m is not None), default=-1)
+        if not 0 <= hot.due_at <= as_of:
+            return
+        due, cause = hot.due_at, iso(hot.due_at)
+        if expiry == due:
+            _report(cohorts.expire(hot, due, rules.searched_ms), due, "tick", cause, changes)
+        if pulse is not None and pulse[0] == due:
+            _set_activity(hot, pulse[1], due, "tick", cause, changes)
+        _settle(hot, due, "tick", cause, rules, changes)
+
+
+def _settle(hot: Hot, at: int, cause_type: str, cause: str, rules: Compiled, changes: list[Change]) -> None:
+    """Draw the conclusions: stage, who counts as customer, segments."""
+    while (to := lifecycle.next_stage(hot, rules)) is not None:
+        changes.append(Change("stage_changed", {"from": hot.stage, "to": to}, at, cause_type, cause))
+        hot.stage, hot.stage_at = to, at
+    hot.flags = lifecycle.flags(hot, rules)
+    now = rules.memberships(hot.stage, hot.activity)
+    if now != hot.segments:
+        left = [s for s in hot.segments if s not in now]
+        came = [s for s in now if s not in hot.segments]
+        changes.extend(Change("segment_exited", {"segment": s}, at, cause_type, cause) for s in left)
+        changes.extend(Change("segment_entered", {"segment": s}, at, cause_type, cause) for s in came)
+        hot.segments = now

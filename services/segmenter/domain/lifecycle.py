@@ -1,0 +1,47 @@
+"""How far along the journey a user is, and whether they count as customer, repeat, loyal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.segmenter.domain.compiled import Compiled
+from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Hot
+from shared.contracts.rules import Measure
+
+
+def measure(hot: Hot, name: Measure) -> int:
+    match name:
+        case "searched":
+            return len(hot.searched)
+        case "added":
+            return len(hot.added)
+        case "cities":
+            return len(hot.searched) + len(hot.added) + (1 if hot.default_city else 0)
+        case _:
+            return int(getattr(hot, name))
+
+
+def holds(hot: Hot, thresholds: Mapping[Measure, int]) -> bool:
+    """Whether every threshold is reached; an empty set holds for nobody but is never asked for stages."""
+    return all(measure(hot, name) >= least for name, least in thresholds.items())
+
+
+def next_stage(hot: Hot, rules: Compiled) -> str | None:
+    """The stage behind the present one if its thresholds hold; None otherwise. Stages are never lost.
+
+    A stage that the rules no longer know counts as the first.
+    """
+    known = hot.stage in rules.next_stage or any(s.id == hot.stage for s in rules.rules.stages)
+    if not known:
+        return rules.first_stage
+    following = rules.next_stage.get(hot.stage)
+    return following.id if following is not None and holds(hot, following.enter) else None
+
+
+def flags(hot: Hot, rules: Compiled) -> int:
+    rates = rules.rules.rates
+    found = 0
+    for bit, thresholds in ((CUSTOMER, rates.customer), (REPEAT, rates.repeat), (LOYAL, rates.loyal)):
+        if thresholds and holds(hot, thresholds):
+            found |= bit
+    return found

@@ -1,0 +1,80 @@
+"""What a ledger row becomes on the topics others read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from shared.contracts.cloudevents import headers
+from shared.contracts.events import FeedTime, encode
+from shared.contracts.topics import Names, Topic
+from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
+from shared.kafka.relay import Published
+from shared.kafka.sender import Record
+from shared.process.clock import iso
+
+_json = msgspec.json.Encoder().encode
+
+
+class Publisher:
+    """Rows to records: all go to the feed, changes and dead letters to their public topics as well."""
+
+    def __init__(self, names: Names) -> None:
+        self._feed = names.topic(Topic.FEED)
+        self._changes = names.topic(Topic.CHANGES)
+        self._dead = names.topic(Topic.DEAD_LETTERS)
+
+    def row(self, row: LedgerRow) -> Published:
+        key = row.user_id.encode()
+        records = [(self._feed, Record(key, encode(row.feed_row())))]
+        if row.kind in CHANGE_KINDS:
+            records.append((self._changes, Record(key, _json(change(row)), _headers(row, f"segment.{row.kind}"))))
+        elif row.kind == DEAD_LETTER:
+            records.append((self._dead, Record(key, _json(dead_letter(row)), _headers(row, "dead_letter"))))
+        return Published(row.seq, records)
+
+    def time(self, gen: int, seq: int, as_of: int) -> Published:
+        return Published(seq, [(self._feed, Record(b"", encode(FeedTime(gen, seq, as_of))))])
+
+
+def change(row: LedgerRow) -> dict[str, Any]:
+    """The value of a record of `segment.changes.v1`; also what the timeline shows."""
+    return {
+        "user_id": row.user_id,
+        "kind": row.kind,
+        **row.payload,
+        "occurred_at": iso(row.occurred_at),
+        "recorded_at": iso(row.recorded_at),
+        "cause": {"type": row.cause_type, "id": row.cause_id},
+        "shard": row.shard,
+        "gen": row.gen,
+        "seq": row.seq,
+        "prev_seq": row.prev_seq,
+        "rules_version": row.rules_version,
+    }
+
+
+def dead_letter(row: LedgerRow) -> dict[str, Any]:
+    """The value of a record of `dead.letters.v1`: where the bytes lie, never the bytes."""
+    return {
+        "user_id": row.user_id,
+        "reason": row.payload["reason"],
+        "raw": {"partition": row.shard, "offset": row.src},
+        "source": row.payload["source"],
+        "recorded_at": iso(row.recorded_at),
+        "shard": row.shard,
+        "gen": row.gen,
+        "seq": row.seq,
+        "prev_seq": row.prev_seq,
+    }
+
+
+def _headers(row: LedgerRow, kind: str) -> list[tuple[str, bytes]]:
+    return headers(
+        event_id=f"{row.shard}-{row.gen}-{row.seq}",
+        source="/perennial/segmenter",
+        kind=f"perennial.{kind}.v1",
+        time=iso(row.recorded_at),
+        subject=row.user_id,
+    )

@@ -1,0 +1,149 @@
+"""One shard in its owner's memory, and what a batch wants written of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from services.segmenter.domain.compiled import InForce
+from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Change, Cold, Hot, encode_cold, encode_hot
+from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
+from shared.data.shard_owner import Owner, Position
+
+HOUR_MS = 3_600_000
+DAY_HOURS = 24
+_FLAGS = ((CUSTOMER, "customer"), (REPEAT, "repeat"), (LOYAL, "loyal"))
+
+
+@dataclass(slots=True)
+class Entry:
+    """A user in the cache. `bucket` is the due bucket in the table; `known` whether the table has a row."""
+
+    hot: Hot | None = None
+    cold: Cold | None = None
+    cold_known: bool = False
+    spilled: set[int] | None = None
+    bucket: int | None = None
+    known: bool = False
+
+
+@dataclass(slots=True)
+class ShardState:
+    """`watermark`, `last_tick`: see segmenter.shard_time. `swept`: the watermark the last sweep finished at;
+    `sweep_at`: (watermark, due bucket, user id) of a sweep under way."""
+
+    shard: int
+    watermark: int = 0
+    last_tick: int = 0
+    rules: InForce | None = None
+    rules_cursor: str | None = None
+    users: dict[str, Entry] = field(default_factory=dict)
+    swept: int = 0
+    sweep_at: tuple[int, int, str] | None = None
+    told_time: int = 0
+
+    @property
+    def version(self) -> int:
+        return self.rules.current.version if self.rules is not None else 0
+
+
+class Draft:
+    """What a batch changes in one shard. Nothing is true before it is committed."""
+
+    def __init__(self, state: ShardState, owner: Owner, position: Position, recorded_at: int) -> None:
+        self.state = state
+        self.owner = copy.copy(owner)
+        self.log_id = position.log_id
+        self.recorded_at = recorded_at
+        self.rows: list[LedgerRow] = []
+        self.dirty: dict[str, Entry] = {}
+        self.new_cold: set[str] = set()
+        self.tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+        self.members: dict[tuple[int, int, str, str], int | None] = {}
+        self.spilled: list[tuple[int, str, int, int]] = []
+        self.ticks: list[tuple[int, int, int, str, int, int]] = []
+
+    def tick(self, at_src: int, as_of: int) -> None:
+        """Record that time reached `as_of` (or the rules changed) behind event `at_src`."""
+        state = self.state
+        state.last_tick = as_of
+        self.ticks.append((state.shard, self.owner.next_seq, at_src, self.log_id, as_of, state.version))
+
+    def dead_letter(self, user_id: str, reason: str, message_id: str, source: str, at: int, src: int) -> None:
+        payload = {"reason": reason, "message_id": message_id, "source": source}
+        self._number(user_id, Change(DEAD_LETTER, payload, at, "event", message_id), src)
+
+    def user(self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], src: int) -> None:
+        """Take over what `decide` or `tick` made of a user; `entry.hot` is the user afterwards."""
+        after = entry.hot
+        assert after is not None
+        self.dirty[user_id] = entry
+        shard, tallies = self.state.shard, self.tallies
+        if before is None:
+            tallies[shard, "users", "all"] += 1
+        flags_before = before.flags if before is not None else 0
+        if flags_before != after.flags:
+            for bit, name in _FLAGS:
+                tallies[shard, "rate", name] += bool(after.flags & bit) - bool(flags_before & bit)
+        for change in changes:
+            self._number(user_id, change, src)
+            self._count(user_id, change)
+
+    def _count(self, user_id: str, change: Change) -> None:
+        shard, payload, tallies = self.state.shard, change.payload, self.tallies
+        match change.kind:
+            case "stage_changed" | "activity_changed":
+                kind = change.kind.removesuffix("_changed")
+                if payload["from"] is not None:
+                    tallies[shard, kind, str(payload["from"])] -= 1
+                tallies[shard, kind, str(payload["to"])] += 1
+            case "segment_entered":
+                tallies[shard, "segment", str(payload["segment"])] += 1
+            case "segment_exited":
+                tallies[shard, "segment", str(payload["segment"])] -= 1
+            case "cohort_entered" | "cohort_exited":
+                city, relation = payload["city_id"], str(payload["relation"])
+                assert isinstance(city, int)
+                entered = change.kind == "cohort_entered"
+                tallies[shard, "cohort", f"{relation}:{city}"] += 1 if entered else -1
+                self.members[shard, city, relation, user_id] = self.rows[-1].seq if entered else None
+
+    def _number(self, user_id: str, change: Change, src: int) -> None:
+        owner, seq = self.owner, self.owner.next_seq
+        owner.next_seq = seq + 1
+        prev = 0
+        if change.kind in CHANGE_KINDS:
+            prev, owner.last_change_seq = owner.last_change_seq, seq
+        elif change.kind == DEAD_LETTER:
+            prev, owner.last_dead_seq = owner.last_dead_seq, seq
+        self.rows.append(
+            LedgerRow(
+                self.state.shard, owner.gen, seq, prev, user_id, change.kind, change.payload, change.cause_type,
+                change.cause_id, self.log_id, src, change.occurred_at, self.recorded_at, self.state.version,
+            )
+        )  # fmt: skip
+
+    def user_rows(self) -> list[tuple[int, str, int | None, int, bytes, bytes | None]]:
+        """The rows to save; each entry's due bucket becomes what the table will hold.
+
+        An event only lowers the bucket: a lower bound is enough, and leaving the indexed column alone keeps
+        the update cheap. The sweep raises it (see `raise_bucket`).
+        """
+        rows: list[tuple[int, str, int | None, int, bytes, bytes | None]] = []
+        for user_id, entry in self.dirty.items():
+            hot = entry.hot
+            assert hot is not None
+            if hot.due_at >= 0:
+                bucket = hot.due_at // HOUR_MS
+                entry.bucket = bucket if entry.bucket is None else min(entry.bucket, bucket)
+            cold = encode_cold(entry.cold) if user_id in self.new_cold and entry.cold is not None else None
+            entry.known = True
+            rows.append((self.state.shard, user_id, entry.bucket, hot.rules_version, encode_hot(hot), cold))
+        return rows
+
+
+def raise_bucket(entry: Entry) -> None:
+    """Let the table's due bucket be what the state says."""
+    assert entry.hot is not None
+    entry.bucket = entry.hot.due_at // HOUR_MS if entry.hot.due_at >= 0 else None

@@ -1,0 +1,167 @@
+"""What a rules version says: signals, stages, activity, segments, rates, campaigns.
+
+A pack (YAML) is validated into these types and stored as JSON in `control.rules`; every service reads
+the same document. Nothing weather- or shop-specific is named here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Measure = Literal[
+    "opens", "screens", "sessions", "active_days", "searched", "added", "cities", "orders", "order_days", "activities"
+]
+"""Counts of a user's state that thresholds may name; `cities` = default + searched + added now,
+`activities` = every event that counts as activity."""
+
+SignalName = Literal[
+    "open",
+    "screen",
+    "background",
+    "install",
+    "uninstall",
+    "default_city",
+    "city_searched",
+    "city_added",
+    "city_removed",
+    "push_received",
+    "push_opened",
+    "consent",
+    "order",
+    "refund",
+    "cancellation",
+    "activity",
+]
+
+ActivityName = Literal["new", "active", "at_risk", "inactive", "lapsed", "reactivated", "uninstalled"]
+Relation = Literal["default", "searched", "added"]
+Severity = Literal["Extreme", "Severe", "Moderate", "Minor", "Unknown"]
+
+
+class _Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Stage(_Definition):
+    """A step of the journey. It is entered from the one before it once every threshold holds."""
+
+    id: str
+    title: str
+    enter: dict[Measure, int] = {}
+
+
+class ActivityDays(_Definition):
+    """After how many days the pulse changes; each counted from the last activity, except `new`
+    (from the first) and `reactivated` (from the return)."""
+
+    new: int = 7
+    at_risk: int = 14
+    inactive: int = 30
+    lapsed: int = 90
+    reactivated: int = 14
+
+
+class Segment(_Definition):
+    """A named predicate: the stage and the activity are both among those listed (empty: any)."""
+
+    id: str
+    title: str
+    stage: list[str] = []
+    activity: list[ActivityName] = []
+
+
+class Rates(_Definition):
+    """Who counts as customer, repeat customer and loyal customer: thresholds, all of which hold."""
+
+    customer: dict[Measure, int]
+    repeat: dict[Measure, int]
+    loyal: dict[Measure, int]
+
+
+class Privacy(_Definition):
+    """`pii_less`: events with personal data are rejected. `consent`: purposes that need a given
+    consent (others are assumed until withdrawn)."""
+
+    pii_less: bool = True
+    consent: list[Literal["location", "search_history", "push"]] = []
+
+
+class Intake(_Definition):
+    """What ingest accepts. Days bound an event's age (`too_old`) and a phone's clock (`future`)."""
+
+    too_old_days: int = 30
+    future_days: int = 1
+    properties: dict[str, list[str]] = {}
+
+
+class StageTrigger(_Definition, tag="stage_changed"):
+    to: list[str]
+    from_: list[str] = msgspec.field(default=[], name="from")
+
+
+class ActivityTrigger(_Definition, tag="activity_changed"):
+    to: list[ActivityName]
+    from_: list[ActivityName] = msgspec.field(default=[], name="from")
+
+
+class AlertTrigger(_Definition, tag="alert"):
+    """A weather alert for users whose cohorts include one of its cities. Empty lists match all."""
+
+    severity: list[Severity] = []
+    event: list[str] = []
+    relations: list[Relation] = msgspec.field(default_factory=lambda: ["default", "added"])
+
+
+Trigger = StageTrigger | ActivityTrigger | AlertTrigger
+
+
+class Template(_Definition):
+    """Liquid sources of a push in one locale."""
+
+    title: str
+    body: str
+
+
+class Campaign(_Definition):
+    """Who gets what, when. `holdout_percent` of the users are exposed without being sent.
+
+    `safety` campaigns pass every gate but consent. `on_unknown`: what becomes of a push whose outcome
+    was never learnt — sent again under the same collapse id, or given up.
+    """
+
+    id: str
+    title: str
+    trigger: Trigger
+    templates: dict[str, Template]
+    version: int = 1
+    locale: str = "en"
+    category: str = "lifecycle"
+    safety: bool = False
+    holdout_percent: float = 0.0
+    freshness_seconds: int = 3600
+    ttl_seconds: int = 86_400
+    on_unknown: Literal["retry", "give_up"] = "give_up"
+    enabled: bool = True
+
+
+class Rules(_Definition):
+    """One rules version, whole. `signals` maps a signal to the event names that carry it."""
+
+    pack: str
+    title: str
+    signals: dict[SignalName, list[str]]
+    stages: list[Stage]
+    rates: Rates
+    activity: ActivityDays = ActivityDays()
+    session_gap_minutes: int = 30
+    searched_days: int = 30
+    segments: list[Segment] = []
+    privacy: Privacy = Privacy()
+    intake: Intake = Intake()
+    campaigns: list[Campaign] = []
+
+
+encode_rules = msgspec.json.Encoder().encode
+decode_rules = msgspec.json.Decoder(Rules).decode

@@ -1,0 +1,188 @@
+"""How places are held in memory and found by id, name, point or SAME code."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from shared.gazetteer.names import FIPS_STATES, US_COUNTRIES, country_code, key, state_code
+
+DATA = Path(__file__).with_name("places.tsv.gz")
+COLUMNS = (
+    "city_id", "name", "state", "country", "lat", "lon", "timezone", "population", "same", "own_keys", "alias_keys",
+)  # fmt: skip
+
+REACH_KM = 50.0
+RADIUS_KM_PER_ROOT = 0.0015
+MAX_RADIUS_KM = 4.0
+_CELL_DEGREES = 0.5
+_CELLS_AROUND = round(360 / _CELL_DEGREES)
+_KM_PER_DEGREE = 111.195
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """A city. `state` is a two-letter state or province; `same` is "" outside the United States."""
+
+    city_id: int
+    name: str
+    state: str
+    country: str
+    lat: float
+    lon: float
+    timezone: str
+    population: int
+    same: str
+
+
+class Gazetteer:
+    """Immutable after construction; every method is pure. Names resolve to the most populous match."""
+
+    def __init__(self, rows: Iterable[tuple[Place, Sequence[str], Sequence[str]]]) -> None:
+        """`rows` come most populous first: place, keys of its own names, keys of its other names."""
+        self._places: dict[int, Place] = {}
+        self._own: dict[str, list[int]] = {}
+        self._other: dict[str, list[int]] = {}
+        self._by_same: dict[str, list[int]] = {}
+        self._cells: dict[tuple[int, int], list[tuple[float, float, float, int]]] = {}
+        for place, own, other in rows:
+            city_id = place.city_id
+            self._places[city_id] = place
+            for name in own:
+                self._own.setdefault(name, []).append(city_id)
+            for name in other:
+                self._other.setdefault(name, []).append(city_id)
+            if place.same:
+                self._by_same.setdefault(place.same, []).append(city_id)
+            cell = (math.floor(place.lat / _CELL_DEGREES), math.floor(place.lon / _CELL_DEGREES) % _CELLS_AROUND)
+            radius = min(MAX_RADIUS_KM, RADIUS_KM_PER_ROOT * math.sqrt(place.population))
+            self._cells.setdefault(cell, []).append((place.lat, place.lon, radius, city_id))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, city_id: int) -> Place | None:
+        return self._places.get(city_id)
+
+    def by_same(self, code: str) -> tuple[int, ...]:
+        """Cities of a SAME location code, most populous first; () when none is known.
+
+        `PSSCCC`: the part of the county (P) is ignored, CCC = 000 is the whole state, 000000 the
+        whole country (47 CFR 11.31).
+        """
+        if len(code) != 6 or not (code.isascii() and code.isdigit()):
+            return ()
+        code = "0" + code[1:]
+        if code == "000000":
+            return tuple(p.city_id for p in self._places.values() if p.country in US_COUNTRIES)
+        if code.endswith("000"):
+            return tuple(p.city_id for p in self._places.values() if p.same.startswith(code[:3]))
+        return tuple(self._by_same.get(code, ()))
+
+    def by_state(self, state: str) -> tuple[int, ...]:
+        """Cities of a state or province, by code or name; () when it is not known."""
+        code = state_code(state)
+        return tuple(p.city_id for p in self._places.values() if p.state == code) if code else ()
+
+    def normalise(self, city: str, state: str | None = None, country: str | None = None) -> int | None:
+        """The city a spelling means: `NYC`, `Portland, ME`, `Ft Worth` + `Texas`; None when unknown.
+
+        A state or country that is given but not known makes the city unknown: Paris, France is not
+        Paris, Texas.
+        """
+        head, *tail = [part for part in (part.strip() for part in city.split(",")) if part] or [""]
+        name = key(head)
+        if not name:
+            return None
+        states = {code for code in (state_code(state) if state and state.strip() else None,) if code}
+        countries = {code for code in (country_code(country) if country and country.strip() else None,) if code}
+        if (state and state.strip() and not states) or (country and country.strip() and not countries):
+            return None
+        for part in tail:
+            as_state, as_country = state_code(part), country_code(part)
+            if as_state and not (states and as_country):
+                states.add(as_state)
+            elif as_country:
+                countries.add(as_country)
+            elif not key(part).endswith(" county"):
+                return None
+        found = self._find(name, states, countries)
+        if found is None and not state and tail and len(states) == 1 and (alone := country_code(tail[-1])):
+            found = self._find(name, set(), countries | {alone})
+        if found is None and not states:
+            for words in (1, 2):
+                spelled = name.rsplit(" ", words)
+                if len(spelled) > words and (code := state_code(" ".join(spelled[1:]))):
+                    return self._find(spelled[0], {code}, countries)
+        return found
+
+    def _find(self, name: str, states: set[str], countries: set[str]) -> int | None:
+        names = (name, name.removesuffix(" city")) if name.endswith(" city") else (name, name + " city")
+        for spelled in names:
+            for index in (self._own, self._other):
+                for city_id in index.get(spelled, ()):
+                    place = self._places[city_id]
+                    if states and states != {place.state}:
+                        continue
+                    if countries and not all(
+                        c == place.country or (c == "US" and place.country in US_COUNTRIES) for c in countries
+                    ):
+                        continue
+                    return city_id
+        return None
+
+    def nearest(self, lat: float, lon: float) -> int | None:
+        """The city a point lies in or next to; None when no centre is within 50 km, or the point is impossible.
+
+        The distance to a centre counts less the city's radius, so that Times Square is in New York and not
+        in Weehawken, whose centre is nearer.
+        """
+        if not (-90 <= lat <= 90 and -180 <= lon <= 180):  # NaN fails both
+            return None
+        shrink = max(math.cos(math.radians(lat)), 0.01)
+        row, column = math.floor(lat / _CELL_DEGREES), math.floor(lon / _CELL_DEGREES)
+        rows = math.ceil(REACH_KM / _KM_PER_DEGREE / _CELL_DEGREES)
+        columns = min(math.ceil(REACH_KM / (_KM_PER_DEGREE * shrink) / _CELL_DEGREES), _CELLS_AROUND // 2 - 1)
+        best, best_km = None, math.inf
+        for r in sorted(range(row - rows, row + rows + 1), key=lambda r: abs(r - row)):
+            south = max(r * _CELL_DEGREES - lat, lat - (r + 1) * _CELL_DEGREES, 0.0) * _KM_PER_DEGREE
+            if south - MAX_RADIUS_KM >= best_km:
+                continue
+            for c in sorted(range(column - columns, column + columns + 1), key=lambda c: abs(c - column)):
+                west = max(c * _CELL_DEGREES - lon, lon - (c + 1) * _CELL_DEGREES, 0.0) * _KM_PER_DEGREE * shrink * 0.98
+                if math.hypot(south, west) - MAX_RADIUS_KM >= best_km:
+                    continue
+                for other_lat, other_lon, radius, city_id in self._cells.get((r, c % _CELLS_AROUND), ()):
+                    east = abs(other_lon - lon)
+                    flat = math.hypot(other_lat - lat, (360 - east if east > 180 else east) * shrink) * _KM_PER_DEGREE
+                    if flat <= REACH_KM and flat - radius < best_km:
+                        best, best_km = city_id, flat - radius
+        return best
+
+
+def distance_km(lat_a: float, lon_a: float, lat_b: float, lon_b: float) -> float:
+    """Great-circle distance (haversine, sphere of 6371 km)."""
+    a, b = math.radians(lat_a), math.radians(lat_b)
+    half = math.sin((b - a) / 2) ** 2 + math.cos(a) * math.cos(b) * math.sin(math.radians(lon_b - lon_a) / 2) ** 2
+    return 2 * 6371.0 * math.asin(min(1.0, math.sqrt(half)))
+
+
+def _row(line: str) -> tuple[Place, Sequence[str], Sequence[str]]:
+    city_id, name, state, country, lat, lon, timezone, population, same, own, other = line.split("\t")
+    place = Place(int(city_id), name, state, country, float(lat), float(lon), timezone, int(population), same)
+    return place, own.split("|"), other.split("|") if other else ()
+
+
+@functools.cache
+def load(path: Path = DATA) -> Gazetteer:
+    """The shipped gazetteer, read once per process."""
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        lines = file.read().splitlines()
+    return Gazetteer(_row(line) for line in lines if not line.startswith("#"))
+
+
+__all__ = ["COLUMNS", "DATA", "FIPS_STATES", "Gazetteer", "Place", "distance_km", "load"]

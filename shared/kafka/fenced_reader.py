@@ -1,0 +1,251 @@
+"""How a service owns shards and applies what it reads exactly once: acquire, prove, fetch, commit.
+
+The Postgres commit is the only commit point. A worker folds a poll in memory and hands the writes over;
+they happen in one transaction that first proves, under lock, that the epoch is still ours. After any doubt
+— fenced, a lost COMMIT answer, a bug — everything held in memory is thrown away and acquired again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from shared.contracts.identifiers import record_digest
+from shared.data import shard_owner
+from shared.data.control import installation
+from shared.data.db import Connection, Pool, is_moment, transaction
+from shared.data.shard_owner import Owner, Position
+from shared.kafka.log_reader import LogReader
+from shared.kafka.shard_consumer import InRecord, Polled, Reassigned, ShardConsumer
+from shared.process.clock import monotonic
+from shared.process.crash import POINTS
+from shared.process.errors import Fatal, Fenced, LogReplaced, Transient
+from shared.process.http import Health
+from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, OWNED_SHARDS, TRANSIENT
+from shared.process.retry import backoff_seconds
+
+log = logging.getLogger("perennial.owner")
+
+_MOST_BUGS_IN_A_ROW = 12
+
+
+@dataclass(slots=True)
+class OwnedShard:
+    """A shard while it is ours: the owner row and the input position as last committed."""
+
+    owner: Owner
+    position: Position
+
+
+class Worker(Protocol):
+    """What a service does with its shards. All calls come from one task."""
+
+    async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
+        """Read what is kept of these shards, in the transaction that took them. Nothing else is held."""
+
+    async def taken(self) -> None:
+        """The shards are ours and proven: publish what a former owner left behind."""
+
+    def drop(self) -> None:
+        """Forget every shard: they are no longer ours, or no longer certain."""
+
+    async def handle(self, polled: Polled) -> None:
+        """Apply one poll."""
+
+    async def idle(self) -> None:
+        """Do what is due by itself; called after every poll, also empty ones."""
+
+    def suspect(self, error: Exception) -> None:
+        """The last batch failed for a reason the code does not know; it will come again."""
+
+
+class FencedReader:
+    def __init__(
+        self,
+        *,
+        service: str,
+        topic: str,
+        consumer: ShardConsumer,
+        reader: LogReader,
+        pool: Pool,
+        worker: Worker,
+        health: Health,
+        numbers_survive: bool,
+        max_records: int,
+        heartbeat_seconds: float,
+    ) -> None:
+        self.shards: dict[int, OwnedShard] = {}
+        self._service, self._topic = service, topic
+        self._consumer, self._reader, self._pool = consumer, reader, pool
+        self._worker, self._health = worker, health
+        self._numbers_survive, self._max_records = numbers_survive, max_records
+        self._heartbeat = heartbeat_seconds
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._generation = -1
+
+    async def run(self) -> None:
+        """Serve for ever; ends only by an exception. `Fatal` where going on would lose or double."""
+        attempt = bugs = 0
+        while True:
+            self._health.beat(self._service)
+            try:
+                if self._generation != self._consumer.generation:
+                    await self._take_over()
+                await self._round()
+                attempt = bugs = 0
+                continue
+            except Reassigned:
+                self._let_go()
+                continue
+            except Fatal:
+                raise
+            except Fenced as error:
+                FENCED.labels(self._service).inc()
+                log.warning("%s", error)
+                # still assigned perhaps: the other one may be a zombie, whose session has to end first
+                wait = 2 * self._heartbeat * (1 + backoff_seconds(0, 1.0))
+            except Transient as error:
+                TRANSIENT.labels(self._service).inc()
+                log.warning("%s", error)
+                wait = backoff_seconds(attempt)
+            except Exception as error:
+                if is_moment(error):
+                    TRANSIENT.labels(self._service).inc()
+                    log.warning("%s: %s", type(error).__name__, error)
+                else:
+                    BUGS.labels(self._service).inc()
+                    log.exception("a bug")
+                    bugs += 1
+                    if bugs > _MOST_BUGS_IN_A_ROW:
+                        raise
+                    self._worker.suspect(error)
+                wait = backoff_seconds(attempt)
+            attempt += 1
+            self._let_go()
+            await asyncio.sleep(wait)
+
+    async def commit(
+        self,
+        owners: Mapping[int, Owner],
+        positions: Mapping[int, Position],
+        write: Callable[[Connection], Awaitable[None]],
+    ) -> None:
+        """Do `write` in one transaction with the new numbers and positions of these shards.
+
+        `Fenced` or `Transient` mean that memory may be wrong; the caller lets them pass to `run`.
+        """
+        started = monotonic()
+        POINTS.passing(f"{self._service}.before_transaction")
+        async with transaction(self._pool) as connection:
+            locked = await shard_owner.lock(connection, self._service, {s: o.epoch for s, o in owners.items()})
+            for shard, row in locked.items():
+                if row.next_seq != self.shards[shard].owner.next_seq:
+                    raise Transient(f"shard {shard}: the ledger stands at {row.next_seq}, not where memory has it")
+            await write(connection)
+            await shard_owner.write(connection, self._service, owners.values(), {s: [p] for s, p in positions.items()})
+            POINTS.passing(f"{self._service}.in_transaction")
+        POINTS.passing(f"{self._service}.after_commit")
+        for shard, owner in owners.items():
+            self.shards[shard].owner = owner
+        for shard, position in positions.items():
+            self.shards[shard].position = position
+        BATCH_SECONDS.labels(self._service).observe(monotonic() - started)
+
+    def advanced(self, shard: int, last: InRecord | None, next_offset: int, **numbers: int) -> Position:
+        """The shard's position behind `last` (None: nothing but holes was read)."""
+        before = self.shards[shard].position
+        if last is None:
+            return replace(before, next_offset=next_offset, **numbers)  # type: ignore[arg-type]
+        digest = record_digest(last.key, last.value)
+        return replace(
+            before,
+            next_offset=next_offset,
+            last_offset=last.offset,
+            digest=digest,
+            **numbers,  # type: ignore[arg-type]
+        )
+
+    def _let_go(self) -> None:
+        self._generation = -1
+        self.shards = {}
+        self._worker.drop()
+
+    async def _take_over(self) -> None:
+        """Acquire every assigned shard anew, prove its log, and seek."""
+        self._let_go()
+        generation = self._consumer.generation
+        assigned = sorted(self._consumer.assigned())
+        if assigned:
+            async with transaction(self._pool) as connection:
+                log_id = (await installation(connection)).log_id
+                taken = await shard_owner.acquire(
+                    connection, self._service, assigned, self._owner, [self._topic], log_id
+                )
+                owned = {
+                    shard: OwnedShard(owner, self._in_log(positions[self._topic], log_id))
+                    for shard, (owner, positions) in taken.items()
+                }
+                await self._worker.take(connection, owned)
+            starts = await self._prove(owned)
+            if generation != self._consumer.generation:
+                raise Reassigned
+            for shard, one in owned.items():
+                self._consumer.seek(shard, max(one.position.next_offset, starts[shard]))
+            self.shards = owned
+            await self._worker.taken()
+        self._generation = generation
+        OWNED_SHARDS.labels(self._service).set(len(self.shards))
+        if self.shards:
+            self._health.ready()
+        log.info("owns shards", extra={"fields": {"shards": assigned}})
+
+    def _in_log(self, position: Position, log_id: str) -> Position:
+        if position.log_id == log_id:
+            return position
+        return position.restarted(log_id, numbers_survive=self._numbers_survive)
+
+    async def _prove(self, owned: Mapping[int, OwnedShard]) -> dict[int, int]:
+        """The first offset kept of each shard. `LogReplaced` unless the log holds what was read of it."""
+        starts = await self._reader.starts(self._topic, owned)
+        read = {shard: one.position for shard, one in owned.items() if one.position.last_offset >= 0}
+        found = await self._reader.at(self._topic, {s: p.last_offset for s, p in read.items()}) if read else {}
+        for shard, position in read.items():
+            record = found[shard]
+            where = f"{self._topic}[{shard}]"
+            if record is not None and record_digest(record.key, record.value) == position.digest:
+                continue
+            if record is None and position.last_offset < starts[shard]:
+                if position.next_offset >= starts[shard]:
+                    continue
+                raise LogReplaced(f"{where} was emptied by retention up to {starts[shard]} before it was read")
+            raise LogReplaced(
+                f"{where} no longer holds at offset {position.last_offset} the record that was read there: the topic"
+                " was re-created or truncated. Restore it, or run `perennial restore`."
+            )
+        return starts
+
+    async def _round(self) -> None:
+        if not self.shards:
+            await asyncio.sleep(0.05)
+            return
+        polled = await self._consumer.fetch(self.shards, timeout_ms=50, max_records=self._max_records)
+        if polled.positions:
+            await self._worker.handle(polled)
+        await self._worker.idle()
+
+
+def batches(polled: Polled, most: int) -> Iterable[Polled]:
+    """One poll in pieces of at most `most` records; used to find the one record that fails."""
+    for shard, records in polled.records.items():
+        for start in range(0, len(records), most):
+            piece = records[start : start + most]
+            behind = records[start + most].offset if start + most < len(records) else polled.positions[shard]
+            yield Polled({shard: piece}, {shard: behind})
+    empty = {s: p for s, p in polled.positions.items() if s not in polled.records}
+    if empty:
+        yield Polled({}, empty)

@@ -1,0 +1,163 @@
+"""What stands at an offset, and what stands last, in a partition — asked by hand, outside any group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+
+from shared.process.clock import monotonic
+from shared.process.errors import Transient
+
+Found = ConsumerRecord[bytes | None, bytes | None]
+
+_LOOK_BACK = (1, 64, 4096)
+"""How far before the end the last record is looked for: aborted transactions leave holes."""
+
+
+class LogReader:
+    """One consumer without a group. Calls queue; `Transient` when the broker does not answer in time."""
+
+    def __init__(self, bootstrap: str, timeout_seconds: float = 15.0) -> None:
+        self._bootstrap = bootstrap
+        self._timeout = timeout_seconds
+        self._consumer: AIOKafkaConsumer | None = None
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        consumer: AIOKafkaConsumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=20,
+            request_timeout_ms=int(self._timeout * 1000),
+        )
+        try:
+            await consumer.start()
+        except KafkaError as error:
+            await asyncio.wait({asyncio.ensure_future(consumer.stop())}, timeout=5)
+            raise Transient(f"kafka: {error}") from error
+        self._consumer = consumer
+
+    async def stop(self) -> None:
+        if self._consumer is not None:
+            await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
+            self._consumer = None
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; 0 when it does not exist."""
+        assert self._consumer is not None
+        async with self._turn:
+            await self._consumer._client.force_metadata_update()  # noqa: SLF001
+            found = self._consumer._client.cluster.partitions_for_topic(topic)  # noqa: SLF001
+            return len(found or ())
+
+    async def at(self, topic: str, offsets: Mapping[int, int]) -> dict[int, Found | None]:
+        """The record at each partition's offset; None where there is none (any more)."""
+        async with self._turn:
+            found = await self._guard(self._first_from(topic, offsets))
+        return {p: r if r is not None and r.offset == offsets[p] else None for p, r in found.items()}
+
+    async def last(self, topic: str, partitions: Iterable[int]) -> dict[int, Found | None]:
+        """The last record of each partition; None for an empty one."""
+        wanted = set(partitions)
+        answer: dict[int, Found | None] = {}
+        async with self._turn:
+            for look_back in _LOOK_BACK:
+                if not wanted:
+                    break
+                found = await self._guard(self._last_within(topic, wanted, look_back))
+                answer.update(found)
+                wanted -= {p for p, r in found.items() if r is not None}
+        return answer
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The end offset of each partition, as the broker's index tells it (a lower bound)."""
+        async with self._turn:
+            return await self._guard(self._ends(topic, partitions))
+
+    async def starts(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The first offset still kept, of each partition."""
+        async with self._turn:
+            return await self._guard(self._starts(topic, partitions))
+
+    async def _guard(self, work: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await work
+        except (KafkaError, TimeoutError, AssertionError) as error:
+            raise Transient(f"kafka: {type(error).__name__}: {error}") from error
+
+    async def _ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        assert self._consumer is not None
+        found = await self._consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def _starts(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        assert self._consumer is not None
+        found = await self._consumer.beginning_offsets([TopicPartition(topic, p) for p in partitions])
+        return {tp.partition: offset for tp, offset in found.items()}
+
+    async def _first_from(self, topic: str, offsets: Mapping[int, int]) -> dict[int, Found | None]:
+        """First record at or behind each offset; None once the end is reached without one."""
+        consumer = self._assign(topic, offsets)
+        answer: dict[int, Found | None] = {}
+        while len(answer) < len(offsets):
+            waiting = [TopicPartition(topic, p) for p in offsets if p not in answer]
+            for tp, records in (await self._poll(consumer, waiting, answer)).items():
+                if records:
+                    answer.setdefault(tp.partition, records[0])
+            for tp in waiting:
+                highwater = consumer.highwater(tp)
+                if tp.partition not in answer and highwater is not None and highwater <= offsets[tp.partition]:
+                    answer[tp.partition] = None
+        return answer
+
+    async def _last_within(self, topic: str, partitions: set[int], look_back: int) -> dict[int, Found | None]:
+        ends = await self._ends(topic, partitions)
+        starts = await self._starts(topic, partitions)
+        offsets = {p: max(starts[p], ends[p] - look_back) for p in partitions}
+        consumer = self._assign(topic, offsets)
+        answer: dict[int, Found | None] = dict.fromkeys(partitions)
+        waiting = {TopicPartition(topic, p) for p in partitions}
+        out_of_range: dict[int, Found | None] = {}
+        asked = monotonic()
+        while waiting:
+            for tp, records in (await self._poll(consumer, list(waiting), out_of_range)).items():
+                if records:
+                    answer[tp.partition] = records[-1]
+            for tp in list(waiting):
+                highwater = consumer.highwater(tp)
+                polled = consumer.last_poll_timestamp(tp)
+                position = await consumer.position(tp)
+                if tp.partition in out_of_range or (
+                    highwater is not None and polled is not None and position >= highwater
+                ):
+                    waiting.discard(tp)
+            if waiting and monotonic() - asked > self._timeout:
+                raise TimeoutError(f"{topic}: no answer for partitions {[tp.partition for tp in waiting]}")
+        return answer
+
+    def _assign(self, topic: str, offsets: Mapping[int, int]) -> AIOKafkaConsumer:
+        consumer = self._consumer
+        assert consumer is not None
+        consumer.assign([TopicPartition(topic, p) for p in offsets])
+        for partition, offset in offsets.items():
+            consumer.seek(TopicPartition(topic, partition), max(0, offset))
+        return consumer
+
+    @staticmethod
+    async def _poll(
+        consumer: AIOKafkaConsumer, waiting: list[TopicPartition], missing: dict[int, Found | None]
+    ) -> dict[TopicPartition, list[Found]]:
+        try:
+            return await consumer.getmany(*waiting, timeout_ms=50)
+        except OffsetOutOfRangeError as error:
+            for tp in error.args[0]:
+                missing[tp.partition] = None
+            return {}

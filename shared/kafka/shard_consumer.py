@@ -1,0 +1,143 @@
+"""Which shards this process is to serve, and the records that follow a position in each.
+
+One group topic per service decides ownership. The rebalance listener only marks: acquiring, seeking and
+proving are the caller's, in its own task, because aiokafka swallows a listener's exceptions and may hand
+over records fetched before a seek.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import (
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+)
+
+from shared.process.errors import LogReplaced, Transient
+
+InRecord = ConsumerRecord[bytes | None, bytes | None]
+
+
+class Reassigned(Exception):
+    """The group was rebalanced meanwhile: what was fetched is void, every shard must be acquired again."""
+
+
+class Polled(NamedTuple):
+    """Records by shard, and the position behind them (holes in the log included)."""
+
+    records: dict[int, list[InRecord]]
+    positions: dict[int, int]
+
+
+class ShardConsumer:
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        group: str,
+        *,
+        session_timeout_ms: int = 30_000,
+        max_bytes_per_partition: int = 1_048_576,
+    ) -> None:
+        self.topic = topic
+        self.generation = 0
+        self._group = group
+        self._consumer: AIOKafkaConsumer = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            session_timeout_ms=session_timeout_ms,
+            heartbeat_interval_ms=max(500, session_timeout_ms // 10),
+            rebalance_timeout_ms=60_000,
+            max_poll_interval_ms=600_000,
+            fetch_max_wait_ms=20,
+            max_partition_fetch_bytes=max_bytes_per_partition,
+            retry_backoff_ms=100,
+        )
+
+    async def start(self) -> None:
+        try:
+            self._consumer.subscribe([self.topic], listener=_Marks(self))
+            await self._consumer.start()
+        except KafkaError as error:
+            await self.stop()
+            raise Transient(f"kafka: {error}") from error
+
+    async def stop(self) -> None:
+        # leaving the group waits for ever while the broker is down
+        await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
+
+    def assigned(self) -> frozenset[int]:
+        return frozenset(tp.partition for tp in self._consumer.assignment())
+
+    def seek(self, shard: int, offset: int) -> None:
+        """Read `shard` from `offset` on. `Reassigned` if it is no longer assigned."""
+        try:
+            self._consumer.seek(self._tp(shard), offset)
+        except IllegalStateError as error:
+            raise Reassigned from error
+
+    async def fetch(self, shards: Iterable[int], *, timeout_ms: int, max_records: int) -> Polled:
+        """What follows the positions of `shards`. `LogReplaced` when a position lies outside its log."""
+        generation = self.generation
+        partitions = [self._tp(shard) for shard in shards]
+        try:
+            found = await self._consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+            positions = {tp.partition: await self._consumer.position(tp) for tp in found}
+        except OffsetOutOfRangeError as error:
+            raise LogReplaced(
+                f"{self.topic}: positions {({tp.partition: o for tp, o in error.args[0].items()})} lie outside the log;"
+                " the topic was re-created or truncated, or retention overtook this service"
+            ) from error
+        except (IllegalStateError, AssertionError, NoOffsetForPartitionError) as error:
+            raise Reassigned from error
+        except RecordTooLargeError as error:
+            raise Transient(f"{self.topic}: {error}") from error
+        except KafkaError as error:
+            raise Transient(f"kafka: {type(error).__name__}: {error}") from error
+        if generation != self.generation:
+            raise Reassigned
+        return Polled({tp.partition: records for tp, records in found.items() if records}, positions)
+
+    def at_end(self, shard: int, position: int) -> tuple[bool, int]:
+        """Whether `position` has reached the end as last told by the broker, and a mark that changes with
+        every answer of the broker for this shard."""
+        tp = self._tp(shard)
+        try:
+            highwater = self._consumer.highwater(tp)
+            polled = self._consumer.last_poll_timestamp(tp)
+        except (IllegalStateError, AssertionError):
+            return False, 0
+        return highwater is not None and position >= highwater, polled or 0
+
+    async def commit(self, positions: dict[int, int]) -> None:
+        """Tell the broker where we are: for lag dashboards only, never read back."""
+        offsets = {self._tp(shard): offset for shard, offset in positions.items()}
+        try:
+            async with asyncio.timeout(2):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError, IllegalStateError):
+            return
+
+    def _tp(self, shard: int) -> TopicPartition:
+        return TopicPartition(self.topic, shard)
+
+
+class _Marks(ConsumerRebalanceListener):
+    def __init__(self, consumer: ShardConsumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self._consumer.generation += 1
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._consumer.generation += 1

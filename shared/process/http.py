@@ -1,0 +1,121 @@
+"""What every service answers alike: health, readiness, metrics, and errors with a code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from shared.process.clock import monotonic
+
+
+class ApiError(Exception):
+    """An answer other than success: HTTP status, `code` in snake case, a sentence that helps."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        details: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.details, self.headers = status, code, message, details, headers
+
+    def response(self) -> JSONResponse:
+        body: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.details is not None:
+            body["details"] = self.details
+        return JSONResponse(body, self.status, headers=self.headers)
+
+
+class Health:
+    """Whether work progresses. A loop says `beat(name)` each round; healthy means every loop that was
+    ever expected beat within its span. Readiness is a flag with a reason."""
+
+    def __init__(self) -> None:
+        self._beats: dict[str, tuple[float, float]] = {}
+        self.not_ready: str = "starting"
+
+    def beat(self, name: str, within_seconds: float = 30.0) -> None:
+        self._beats[name] = (monotonic(), within_seconds)
+
+    def ready(self) -> None:
+        self.not_ready = ""
+
+    def stuck(self) -> list[str]:
+        now = monotonic()
+        return [name for name, (at, span) in self._beats.items() if now - at > span]
+
+
+def service_app(name: str, health: Health, **options: Any) -> FastAPI:
+    """A FastAPI app with the routes and the error form that all services share."""
+    app = FastAPI(title=f"Perennial {name}", **options)
+
+    @app.exception_handler(ApiError)
+    async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "http_error")
+        return ApiError(error.status_code, code, str(error.detail)).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
+        return ApiError(422, "invalid_request", "the request is not valid", {"errors": wrong}).response()
+
+    @app.exception_handler(Exception)
+    async def _bug(_: Request, error: Exception) -> JSONResponse:
+        return ApiError(500, "internal_error", f"internal error: {type(error).__name__}").response()
+
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> Response:
+        stuck = health.stuck()
+        if stuck:
+            return JSONResponse({"status": "stuck", "loops": stuck}, 503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz", tags=["operations"])
+    async def readyz() -> Response:
+        if health.not_ready:
+            return JSONResponse({"status": "not_ready", "reason": health.not_ready}, 503)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", tags=["operations"])
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the supervisor owns the signals
+
+
+async def serve(app: Any, host: str, port: int, **options: Any) -> None:
+    """Serve until cancelled; open requests get 5 s to end."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        **options,
+    )
+    await _Server(config).serve()
+    raise RuntimeError("the HTTP server ended")

@@ -1,0 +1,37 @@
+"""How a log line looks: one JSON object a line on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from shared.process.clock import iso
+
+
+class JsonFormatter(logging.Formatter):
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": iso(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def configure(service: str, level: str = "INFO") -> None:
+    """Send every logger of this process to stderr as JSON; chatty libraries only from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(service))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("aiokafka", "uvicorn", "uvicorn.access", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,221 @@
+"""One occurrence, one user, one campaign: sent, suppressed or held out, always with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.notifier.domain.campaign import Occurrence, known_variables, matches, occurrence_of
+from services.notifier.domain.gates import Reason
+from services.notifier.domain.personalise import compile_templates
+from services.notifier.domain.plan import (
+    MAX_COLLAPSE_BYTES,
+    HeldOut,
+    Send,
+    Suppress,
+    Verdict,
+    collapse_id_of,
+    plan,
+    variables_of,
+)
+from services.notifier.domain.recipient import Recipient
+from services.notifier.domain.template_check import analyse_campaign
+from shared.contracts.events import Device, FeedRow
+from shared.contracts.rules import (
+    ActivityTrigger,
+    AlertTrigger,
+    Campaign,
+    StageTrigger,
+    Template,
+    Trigger,
+)
+
+NOW = 1_767_323_045_678
+PHONE, TABLET = Device("d1", "ios", "t1"), Device("d2", "android", "t2")
+USER = Recipient("u1", (PHONE, TABLET), None, "en", "Europe/Oslo", "activated", "active", assignment_id="u1")
+BODY = "Welcome to {{ change.to }}{% if user.stage == 'silent' %}{% abort_message('silent') %}{% endif %}"
+
+
+def campaign(body: str = BODY, trigger: Trigger | None = None, **options: Any) -> Campaign:
+    return Campaign(
+        "welcome", "Welcome", trigger or StageTrigger(["activated"]), {"en": Template("Hi", body)}, **options
+    )
+
+
+def occurrence(age_ms: int = 0, valid_ms: int | None = None) -> Occurrence:
+    return Occurrence("o1", NOW - age_ms, None if valid_ms is None else NOW + valid_ms, {"change": {"to": "activated"}})
+
+
+def planned(c: Campaign, user: Recipient = USER, what: Occurrence | None = None, required: bool = False) -> Verdict:
+    return plan(c, user, what or occurrence(), NOW, "salt", compile_templates(c), required)
+
+
+def user(**changes: Any) -> Recipient:
+    fields = {name: getattr(USER, name) for name in USER.__struct_fields__}
+    return Recipient(**(fields | changes))
+
+
+def test_a_push_goes_to_the_device_set_last_and_to_no_other() -> None:
+    verdict = planned(campaign())
+    assert isinstance(verdict, Send)
+    assert (verdict.device, verdict.title, verdict.body) == (TABLET, "Hi", "Welcome to activated")
+    assert [check.gate for check in verdict.explain] == [
+        "enabled",
+        "consent",
+        "device",
+        "freshness",
+        "validity",
+        "content",
+        "holdout",
+    ]
+    assert all(check.passed for check in verdict.explain)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "what", "reason"),
+    [
+        ({"enabled": False}, {"push_consent": False}, occurrence(), Reason.PAUSED),
+        ({}, {"push_consent": False, "devices": ()}, occurrence(), Reason.NO_CONSENT),
+        ({}, {"devices": ()}, occurrence(10**9), Reason.NO_DEVICE),
+        ({}, {}, occurrence(3_600_001, -1), Reason.STALE),
+        ({}, {}, occurrence(0, 0), Reason.EXPIRED),
+        ({"holdout_percent": 100.0}, {"stage": "silent"}, occurrence(), Reason.ABORTED),
+        ({"body": "{{ 1 | divided_by: 0 }}"}, {}, occurrence(), Reason.UNRENDERABLE),
+    ],
+)
+def test_the_first_gate_that_fails_gives_the_reason(
+    options: dict[str, Any], changes: dict[str, Any], what: Occurrence, reason: Reason
+) -> None:
+    """Each case also fails a later gate, so a changed order shows."""
+    verdict = planned(campaign(**options), user(**changes), what)
+    assert isinstance(verdict, Suppress)
+    assert verdict.reason is reason
+    assert [check.passed for check in verdict.explain][-1] is False
+    assert all(check.passed for check in verdict.explain[:-1])
+
+
+def test_who_is_held_out_would_have_been_sent() -> None:
+    verdict = planned(campaign(holdout_percent=100.0))
+    assert isinstance(verdict, HeldOut)
+    assert [check.gate for check in verdict.explain if not check.passed] == ["holdout"]
+
+
+@pytest.mark.parametrize(
+    ("ttl", "valid_ms", "expected"), [(600, None, 600), (600, 90_999, 90), (600, 10**9, 600), (600, 999, 0)]
+)
+def test_a_push_lives_no_longer_than_its_occurrence(ttl: int, valid_ms: int | None, expected: int) -> None:
+    """0 means now or never: rounding up would show an alert after its end."""
+    verdict = planned(campaign(ttl_seconds=ttl), what=occurrence(valid_ms=valid_ms))
+    assert isinstance(verdict, Send)
+    assert verdict.ttl_seconds == expected
+    assert verdict.expires_at == NOW + expected * 1000
+
+
+USERS = st.builds(
+    lambda devices, consent, stage, name: user(
+        devices=devices, push_consent=consent, stage=stage, user_id=name, assignment_id=name
+    ),
+    st.sampled_from([(), (PHONE,), (PHONE, TABLET)]),
+    st.sampled_from([None, True, False]),
+    st.sampled_from([None, "activated", "silent"]),
+    st.text(min_size=1, max_size=8),
+)
+CAMPAIGNS = st.builds(
+    lambda safety, percent, on, ttl: campaign(safety=safety, holdout_percent=percent, enabled=on, ttl_seconds=ttl),
+    st.booleans(),
+    st.sampled_from([0.0, 0.01, 50.0, 100.0]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+OCCURRENCES = st.builds(occurrence, st.integers(-(10**7), 10**7), st.none() | st.integers(-(10**6), 10**8))
+
+
+@given(CAMPAIGNS, USERS, OCCURRENCES, st.booleans())
+def test_the_laws_of_every_plan(c: Campaign, who: Recipient, what: Occurrence, required: bool) -> None:
+    verdict = planned(c, who, what, required)
+    assert verdict == planned(c, who, what, required), "the same inputs decide alike"
+    if isinstance(verdict, HeldOut):
+        assert not c.safety
+    if isinstance(verdict, Suppress):
+        assert verdict.explain[-1].reason is verdict.reason
+    else:
+        assert c.enabled
+        assert who.push_consent is not False
+        assert who.push_consent or not required
+        assert who.devices
+        assert NOW - what.occurred_at <= c.freshness_seconds * 1000
+        assert what.valid_until is None or NOW < what.valid_until
+    if isinstance(verdict, Send):
+        assert verdict.device == who.devices[-1]
+        assert 0 <= verdict.ttl_seconds <= c.ttl_seconds
+        assert what.valid_until is None or verdict.expires_at <= what.valid_until
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_collapse_id_fits_apple_and_tells_occurrences_apart(campaign_id: str, one: str, other: str) -> None:
+    c = Campaign(campaign_id, "t", StageTrigger([]), {})
+    ids = [collapse_id_of(c, Occurrence(name, NOW)) for name in (one, other)]
+    assert all(len(i.encode()) <= MAX_COLLAPSE_BYTES and i.isascii() for i in ids)
+    if one and other:
+        assert (ids[0] == ids[1]) is (one == other)
+
+
+def test_a_later_message_of_the_same_chain_replaces_the_first_on_screen() -> None:
+    """Two revisions of an alert are two messages, shown as one."""
+    c = campaign()
+    one, two = Occurrence("chain/1", NOW, collapse="chain"), Occurrence("chain/2", NOW, collapse="chain")
+    first, second = planned(c, what=one), planned(c, what=two)
+    assert isinstance(first, Send)
+    assert isinstance(second, Send)
+    assert first.message_id != second.message_id
+    assert first.collapse_id == second.collapse_id
+
+
+def change(kind: str, source: str | None, target: str, seq: int = 1, gen: int = 1) -> FeedRow:
+    return FeedRow(gen, seq, 0, "u1", kind, {"from": source, "to": target}, NOW, NOW, ("event", "m"), 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "row", "expected"),
+    [
+        (StageTrigger(["b"]), change("stage_changed", "a", "b"), True),
+        (StageTrigger(["b"]), change("stage_changed", "a", "c"), False),
+        (StageTrigger(["b"], ["a"]), change("stage_changed", "a", "b"), True),
+        (StageTrigger(["b"], ["a"]), change("stage_changed", None, "b"), False),
+        (StageTrigger([]), change("stage_changed", None, "z"), True),
+        (StageTrigger(["active"]), change("activity_changed", "new", "active"), False),
+        (ActivityTrigger(["inactive"]), change("activity_changed", "active", "inactive"), True),
+        (ActivityTrigger(["inactive"], ["new"]), change("activity_changed", "active", "inactive"), False),
+        (AlertTrigger(), change("stage_changed", "a", "b"), False),
+    ],
+)
+def test_a_trigger_matches_only_its_own_changes(trigger: Trigger, row: FeedRow, expected: bool) -> None:
+    assert matches(trigger, row) is expected
+
+
+def test_a_change_decided_again_after_a_restore_is_the_same_message() -> None:
+    """A restore raises `gen` and moves `seq`; the user must not be pushed a second time for it."""
+    c = campaign()
+    before = planned(c, what=occurrence_of(change("stage_changed", "new", "activated", seq=5, gen=1)))
+    after = planned(c, what=occurrence_of(change("stage_changed", "new", "activated", seq=900, gen=2)))
+    other = planned(c, what=occurrence_of(change("stage_changed", "lapsed", "activated")))
+    assert before.message_id == after.message_id != other.message_id
+
+
+@pytest.mark.parametrize("trigger", [StageTrigger(["b"]), ActivityTrigger(["inactive"])])
+def test_every_variable_promised_to_authors_is_there(trigger: Trigger) -> None:
+    """Known names are checked against what a plan really hands to the template."""
+    c = campaign(trigger=trigger)
+    given_to_template = variables_of(c, USER, occurrence_of(change("stage_changed", None, "b")))
+    for path, may_be_missing in known_variables(trigger).items():
+        value: Any = given_to_template
+        for part in path.split("."):
+            value = value[part]
+        assert may_be_missing or value is not None
+    assert (
+        analyse_campaign(campaign("{{ change.to }}, {{ change.from | default: 'new' }}"), known_variables(trigger))
+        == []
+    )
