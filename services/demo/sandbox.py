@@ -78,6 +78,7 @@ class Sandbox:
         add("GET", "/behaviour", self._behaviour)
         add("GET", "/healthz", self._healthz)
         add("GET", "/", self._index)
+        add("*", "/{elsewhere:.*}", self._nowhere)
         return app
 
     # -- what providers speak
@@ -199,6 +200,9 @@ class Sandbox:
     async def _healthz(self, _: web.Request) -> web.Response:
         return _response(Answer(200, b'{"status":"ok"}'))
 
+    async def _nowhere(self, request: web.Request) -> web.Response:
+        return _error("not_found", f"there is no {request.method} {request.path} here", 404)
+
     async def _index(self, _: web.Request) -> web.Response:
         nonce = fresh_id()
         policy = (
@@ -213,8 +217,8 @@ def _response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers, content_type="application/json")
 
 
-def _error(code: str, message: str) -> web.Response:
-    return _response(Answer(400, encode({"code": code, "message": message})))
+def _error(code: str, message: str, status: int = 400) -> web.Response:
+    return _response(Answer(status, encode({"code": code, "message": message})))
 
 
 def _reset(request: web.Request) -> None:

@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 
+from services import packs
 from services.local.program import LocalError
+from shared.contracts.rules import Rules, decode_rules
 
-PACKS = Path(__file__).resolve().parents[2] / "packs"
-
-
-def pack_path(name: str) -> Path:
-    """A pack's folder: the path given, or a shipped pack of this name."""
-    for path in (Path(name), PACKS / name):
-        if path.is_dir():
-            return path
-    shipped = ", ".join(shipped_packs()) or "none"
-    raise LocalError(f"there is no pack {name!r}: name a folder, or one of those shipped ({shipped})")
+if TYPE_CHECKING:
+    Postgres = asyncpg.Connection[asyncpg.Record]
 
 
-def shipped_packs() -> list[str]:
-    return sorted(path.name for path in PACKS.iterdir() if path.is_dir()) if PACKS.is_dir() else []
-
-
-def load(name: str) -> Any:
+def load(name: str) -> Rules:
     """The pack's rules; LocalError says which file and line are wrong."""
-    from services import packs
-
     try:
-        return packs.load_pack(pack_path(name))
-    except (ValueError, OSError) as error:
+        return packs.load_pack(name)
+    except (packs.PackError, OSError) as error:
         raise LocalError(f"pack {name}: {error}") from error
 
 
-async def apply(dsn: str, name: str) -> str:
-    """Installs the pack's rules as the newest version; returns what was done, in words."""
-    from services import packs
+async def apply(connection: Postgres, name: str) -> str:
+    """Installs the pack's rules as the newest version, unless they are that already; what was done, in words."""
+    done = await packs.install_version(connection, load(name))
+    return f"rules version {done.version}" + (" installed" if done.new else " is in force already")
 
-    rules = load(name)
-    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=2)
-    try:
-        version = await packs.install(pool, rules)
-    finally:
-        await pool.close()
-    return f"rules version {version}"
+
+async def version(connection: Postgres, number: int | None = None) -> Rules | None:
+    """One rules version, the newest by default; None where there is none."""
+    row = await connection.fetchrow(
+        "SELECT body FROM control.rules WHERE $1::int IS NULL OR version = $1 ORDER BY version DESC LIMIT 1", number
+    )
+    return decode_rules(row["body"]) if row is not None else None
+
+
+async def rollback(connection: Postgres, number: int) -> str:
+    """Installs an old version's content as the newest one: versions themselves never change."""
+    rules = await version(connection, number)
+    if rules is None:
+        raise LocalError(f"there is no rules version {number}; `perennial packs list` shows them")
+    done = await packs.install_version(connection, rules, f"as version {number}")
+    return f"rules version {done.version}" + (f" says what {number} said" if done.new else " says so already")

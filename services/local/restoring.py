@@ -7,6 +7,7 @@ make every row written from now on new to them.
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -41,7 +42,10 @@ async def restore(connection: Postgres, reader: LogReader, names: Names, shards:
             [gen for gen, _ in seen],
             [seq for _, seq in seen],
         )
-        said += [f"{service} {r['shard']}: generation {r['gen']}, next number {r['next_seq']}" for r in sorted(rows)]
+        said += [
+            f"{service} {r['shard']}: generation {r['gen']}, next number {r['next_seq']}"
+            for r in sorted(rows, key=itemgetter("shard"))
+        ]
     return said
 
 

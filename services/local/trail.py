@@ -130,8 +130,10 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
             run = cause["run"]
             alert = f"{context_topic} 0/{run['context_offset']} ({run['context_id']})"
             out.append(f"    ← run {run['run_id']} ← {alert}")
-        for member in cause.get("cohorts", ()):
-            out.append(f"    ← {member['relation']} city {member['city_id']} ← {entry(member['ledger'])}")
+        out += [
+            f"    ← {member['relation']} city {member['city_id']} ← {entry(member['ledger'])}"
+            for member in cause.get("cohorts", ())
+        ]
     out.append(f"ledger: {len(road['ledger'])} rows")
     out += [f"  {row['occurred_at']} {entry(row)}" for row in road["ledger"]]
     return out

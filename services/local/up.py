@@ -79,7 +79,8 @@ class Options:
     @property
     def broker(self) -> type[EmbeddedBroker | ApacheKafka] | None:
         """What runs the log here; None when it runs elsewhere."""
-        return {"embedded": EmbeddedBroker, "apache": ApacheKafka}.get(self.kafka)
+        kinds: dict[str, type[EmbeddedBroker | ApacheKafka]] = {"embedded": EmbeddedBroker, "apache": ApacheKafka}
+        return kinds.get(self.kafka)
 
 
 class Installation:
@@ -169,10 +170,10 @@ class Installation:
         """Keys, time, definitions and the sandbox's account."""
         async with self.database() as connection:
             self.keys = await keys.ensure(connection, self.home.keys_file)
+            for pack in self.options.packs:
+                self.say(f"pack {pack}: {await definitions.apply(connection, pack)}")
         if self.options.dev and not self.home.clock_file.exists():
             write_clock(self.home.clock_file, Clock().real_ms())
-        for pack in self.options.packs:
-            self.say(f"pack {pack}: {await definitions.apply(self.dsn, pack)}")
         if self.options.sandbox:
             write_fcm_account(self.home, self.url("sandbox"))
 

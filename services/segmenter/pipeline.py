@@ -19,6 +19,7 @@ from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord, de
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool, transaction
 from shared.data.ledger import LedgerRow, append, unsent
+from shared.data.shard_owner import Owner, Position
 from shared.kafka.chain import judge
 from shared.kafka.fenced_reader import FencedReader, OwnedShard, batches
 from shared.kafka.relay import Relay
@@ -256,10 +257,12 @@ class Segmenter:
 
     # -- writing --------------------------------------------------------------------------------------
 
-    async def commit(self, drafts: Mapping[int, Draft], positions: Mapping[int, object]) -> None:
+    async def commit(self, drafts: Mapping[int, Draft], positions: Mapping[int, Position]) -> None:
         """Write these drafts and positions in one transaction, then publish their rows."""
 
-        async def write(connection: Connection) -> None:
+        async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
+            for shard, draft in drafts.items():
+                draft.number(owners[shard])
             users = [row for draft in drafts.values() for row in draft.user_rows()]
             if users:
                 await store.save_users(connection, users)
@@ -288,8 +291,7 @@ class Segmenter:
                 ],
             )
 
-        owners = {shard: draft.owner for shard, draft in drafts.items()}
-        await self.reader.commit(owners, positions, write)  # type: ignore[arg-type]
+        await self.reader.commit(drafts, positions, write)
         for shard, draft in drafts.items():
             self._relay.put(shard, draft.rows)
             for row in draft.rows:

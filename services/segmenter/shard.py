@@ -71,7 +71,7 @@ class Draft:
         self.ticks.append((state.shard, self.owner.next_seq, at_src, self.log_id, as_of, state.version))
 
     def dead_letter(self, user_id: str, reason: str, message_id: str, source: str, at: int, src: int) -> None:
-        payload = {"reason": reason, "message_id": message_id, "source": source}
+        payload: dict[str, object] = {"reason": reason, "message_id": message_id, "source": source}
         self._number(user_id, Change(DEAD_LETTER, payload, at, "event", message_id), src)
 
     def user(self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], src: int) -> None:
@@ -123,6 +123,11 @@ class Draft:
                 change.cause_id, self.log_id, src, change.occurred_at, self.recorded_at, self.state.version,
             )
         )  # fmt: skip
+
+    def number(self, owner: Owner) -> None:
+        """Hand the numbers this draft used to the locked owner row, which still stands where it began."""
+        owner.next_seq = self.owner.next_seq
+        owner.last_change_seq, owner.last_dead_seq = self.owner.last_change_seq, self.owner.last_dead_seq
 
     def user_rows(self) -> list[tuple[int, str, int | None, int, bytes, bytes | None]]:
         """The rows to save; each entry's due bucket becomes what the table will hold.

@@ -92,15 +92,15 @@ async def load_spilled(pool: Pool, shard: int, user_ids: list[str], since_day: i
 
 
 async def due(
-    connection: Connection, shard: int, bucket: int, after: tuple[int, str], limit: int
+    pool: Pool, shard: int, bucket: int, after: tuple[int, str], limit: int
 ) -> list[tuple[str, int, bytes]]:
     """Users that may be due by the end of hour `bucket`, behind `after` = (due bucket, user id)."""
-    rows = await connection.fetch(_DUE, shard, bucket, after[0], after[1], limit)
+    rows = await pool.fetch(_DUE, shard, bucket, after[0], after[1], limit)
     return [(row["user_id"], row["due_bucket"], row["hot"]) for row in rows]
 
 
-async def walk(connection: Connection, shard: int, after: str, limit: int) -> list[tuple[str, int | None, bytes]]:
-    rows = await connection.fetch(_WALK, shard, after, limit)
+async def walk(pool: Pool, shard: int, after: str, limit: int) -> list[tuple[str, int | None, bytes]]:
+    rows = await pool.fetch(_WALK, shard, after, limit)
     return [(row["user_id"], row["due_bucket"], row["hot"]) for row in rows]
 
 

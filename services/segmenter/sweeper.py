@@ -42,13 +42,9 @@ class Sweeper:
     async def _sweep_page(self, state: ShardState) -> None:
         """Bring the next page of users that may be due to the watermark the sweep began with."""
         assert state.rules is not None
-        as_of, *after = state.sweep_at or (state.watermark, -1, "")
+        as_of, bucket_from, user_from = state.sweep_at or (state.watermark, -1, "")
         found = await store.due(
-            self._segmenter.pool,  # type: ignore[arg-type]
-            state.shard,
-            as_of // HOUR_MS,
-            (int(after[0]), str(after[1])),
-            _PAGE,
+            self._segmenter.pool, state.shard, as_of // HOUR_MS, (bucket_from, user_from), _PAGE
         )
         draft = self._segmenter.draft(state.shard)
         position = self._segmenter.reader.shards[state.shard].position
@@ -79,12 +75,7 @@ class Sweeper:
     async def _walk_page(self, state: ShardState) -> None:
         """Bring the next page of users to the shard's rules version."""
         assert state.rules is not None and state.rules_cursor is not None
-        found = await store.walk(
-            self._segmenter.pool,  # type: ignore[arg-type]
-            state.shard,
-            state.rules_cursor,
-            _PAGE,
-        )
+        found = await store.walk(self._segmenter.pool, state.shard, state.rules_cursor, _PAGE)
         draft = self._segmenter.draft(state.shard)
         for user_id, bucket, hot in found:
             entry = self._entry(state, user_id, bucket, hot)

@@ -44,7 +44,7 @@ class _Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Stage(_Definition):
+class Stage(_Definition, frozen=True):
     """A step of the journey. It is entered from the one before it once every threshold holds."""
 
     id: str
@@ -52,7 +52,7 @@ class Stage(_Definition):
     enter: dict[Measure, int] = {}
 
 
-class ActivityDays(_Definition):
+class ActivityDays(_Definition, frozen=True):
     """After how many days the pulse changes; each counted from the last activity, except `new`
     (from the first) and `reactivated` (from the return)."""
 
@@ -63,7 +63,7 @@ class ActivityDays(_Definition):
     reactivated: int = 14
 
 
-class Segment(_Definition):
+class Segment(_Definition, frozen=True):
     """A named predicate: the stage and the activity are both among those listed (empty: any)."""
 
     id: str
@@ -72,7 +72,7 @@ class Segment(_Definition):
     activity: list[ActivityName] = []
 
 
-class Rates(_Definition):
+class Rates(_Definition, frozen=True):
     """Who counts as customer, repeat customer and loyal customer: thresholds, all of which hold."""
 
     customer: dict[Measure, int]
@@ -80,7 +80,7 @@ class Rates(_Definition):
     loyal: dict[Measure, int]
 
 
-class Privacy(_Definition):
+class Privacy(_Definition, frozen=True):
     """`pii_less`: events with personal data are rejected. `consent`: purposes that need a given
     consent (others are assumed until withdrawn)."""
 
@@ -88,7 +88,7 @@ class Privacy(_Definition):
     consent: list[Literal["location", "search_history", "push"]] = []
 
 
-class Intake(_Definition):
+class Intake(_Definition, frozen=True):
     """What ingest accepts. Days bound an event's age (`too_old`) and a phone's clock (`future`)."""
 
     too_old_days: int = 30
@@ -96,17 +96,17 @@ class Intake(_Definition):
     properties: dict[str, list[str]] = {}
 
 
-class StageTrigger(_Definition, tag="stage_changed"):
+class StageTrigger(_Definition, frozen=True, tag="stage_changed"):
     to: list[str]
     from_: list[str] = msgspec.field(default=[], name="from")
 
 
-class ActivityTrigger(_Definition, tag="activity_changed"):
+class ActivityTrigger(_Definition, frozen=True, tag="activity_changed"):
     to: list[ActivityName]
     from_: list[ActivityName] = msgspec.field(default=[], name="from")
 
 
-class AlertTrigger(_Definition, tag="alert"):
+class AlertTrigger(_Definition, frozen=True, tag="alert"):
     """A weather alert for users whose cohorts include one of its cities. Empty lists match all."""
 
     severity: list[Severity] = []
@@ -117,17 +117,17 @@ class AlertTrigger(_Definition, tag="alert"):
 Trigger = StageTrigger | ActivityTrigger | AlertTrigger
 
 
-class Template(_Definition):
+class Template(_Definition, frozen=True):
     """Liquid sources of a push in one locale."""
 
     title: str
     body: str
 
 
-class Campaign(_Definition):
+class Campaign(_Definition, frozen=True):
     """Who gets what, when. `holdout_percent` of the users are exposed without being sent.
 
-    `safety` campaigns pass every gate but consent. `on_unknown`: what becomes of a push whose outcome
+    `safety` campaigns hold nobody out, and neither caps nor quiet hours bind them. `on_unknown`: what becomes of a push whose outcome
     was never learnt — sent again under the same collapse id, or given up.
     """
 
@@ -146,7 +146,7 @@ class Campaign(_Definition):
     enabled: bool = True
 
 
-class Rules(_Definition):
+class Rules(_Definition, frozen=True):
     """One rules version, whole. `signals` maps a signal to the event names that carry it."""
 
     pack: str

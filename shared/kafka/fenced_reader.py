@@ -8,6 +8,7 @@ they happen in one transaction that first proves, under lock, that the epoch is 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import socket
@@ -21,7 +22,8 @@ from shared.data.control import installation
 from shared.data.db import Connection, Pool, is_moment, transaction
 from shared.data.shard_owner import Owner, Position
 from shared.kafka.log_reader import LogReader
-from shared.kafka.shard_consumer import InRecord, Polled, Reassigned, ShardConsumer
+from shared.kafka.records import InRecord
+from shared.kafka.shard_consumer import Polled, Reassigned, ShardConsumer
 from shared.process.clock import monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import Fatal, Fenced, LogReplaced, Transient
@@ -87,6 +89,7 @@ class FencedReader:
         self._heartbeat = heartbeat_seconds
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._generation = -1
+        self._turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Serve for ever; ends only by an exception. `Fatal` where going on would lose or double."""
@@ -131,30 +134,42 @@ class FencedReader:
 
     async def commit(
         self,
-        owners: Mapping[int, Owner],
+        shards: Iterable[int],
         positions: Mapping[int, Position],
-        write: Callable[[Connection], Awaitable[None]],
+        write: Callable[[Connection, Mapping[int, Owner]], Awaitable[None]],
     ) -> None:
-        """Do `write` in one transaction with the new numbers and positions of these shards.
+        """Do `write` in one transaction with new positions; it takes numbers from the owner rows it is given.
 
-        `Fenced` or `Transient` mean that memory may be wrong; the caller lets them pass to `run`.
+        `Fenced` or `Transient` mean that memory may be wrong; the caller lets them pass to `run`. Commits of
+        several tasks queue. `Reassigned` when a shard was let go while waiting.
         """
-        started = monotonic()
-        POINTS.passing(f"{self._service}.before_transaction")
-        async with transaction(self._pool) as connection:
-            locked = await shard_owner.lock(connection, self._service, {s: o.epoch for s, o in owners.items()})
-            for shard, row in locked.items():
-                if row.next_seq != self.shards[shard].owner.next_seq:
-                    raise Transient(f"shard {shard}: the ledger stands at {row.next_seq}, not where memory has it")
-            await write(connection)
-            await shard_owner.write(connection, self._service, owners.values(), {s: [p] for s, p in positions.items()})
-            POINTS.passing(f"{self._service}.in_transaction")
-        POINTS.passing(f"{self._service}.after_commit")
-        for shard, owner in owners.items():
-            self.shards[shard].owner = owner
-        for shard, position in positions.items():
-            self.shards[shard].position = position
+        async with self._turn:
+            wanted = sorted(set(shards) | set(positions))
+            if any(shard not in self.shards for shard in wanted):
+                raise Reassigned
+            started = monotonic()
+            owners = {shard: copy.copy(self.shards[shard].owner) for shard in wanted}
+            POINTS.passing(f"{self._service}.before_transaction")
+            async with transaction(self._pool) as connection:
+                locked = await shard_owner.lock(connection, self._service, {s: o.epoch for s, o in owners.items()})
+                for shard, row in locked.items():
+                    if row.next_seq != owners[shard].next_seq:
+                        raise Transient(f"shard {shard}: the ledger stands at {row.next_seq}, not where memory has it")
+                await write(connection, owners)
+                await shard_owner.write(
+                    connection, self._service, owners.values(), {s: [p] for s, p in positions.items()}
+                )
+                POINTS.passing(f"{self._service}.in_transaction")
+            POINTS.passing(f"{self._service}.after_commit")
+            for shard, owner in owners.items():
+                if shard in self.shards and self.shards[shard].owner.epoch == owner.epoch:
+                    self.shards[shard].owner = owner
+                    self.shards[shard].position = positions.get(shard, self.shards[shard].position)
         BATCH_SECONDS.labels(self._service).observe(monotonic() - started)
+
+    def doubt(self) -> None:
+        """A commit made outside `run` failed: have `run` acquire everything anew."""
+        self._generation = -1
 
     def advanced(self, shard: int, last: InRecord | None, next_offset: int, **numbers: int) -> Position:
         """The shard's position behind `last` (None: nothing but holes was read)."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import TypeVar
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
+from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
 from shared.process.errors import Transient
 
-Found = ConsumerRecord[bytes | None, bytes | None]
+T = TypeVar("T")
 
 _LOOK_BACK = (1, 64, 4096)
 """How far before the end the last record is looked for: aborted transactions leave holes."""
@@ -57,16 +58,16 @@ class LogReader:
             found = self._consumer._client.cluster.partitions_for_topic(topic)  # noqa: SLF001
             return len(found or ())
 
-    async def at(self, topic: str, offsets: Mapping[int, int]) -> dict[int, Found | None]:
+    async def at(self, topic: str, offsets: Mapping[int, int]) -> dict[int, InRecord | None]:
         """The record at each partition's offset; None where there is none (any more)."""
         async with self._turn:
             found = await self._guard(self._first_from(topic, offsets))
         return {p: r if r is not None and r.offset == offsets[p] else None for p, r in found.items()}
 
-    async def last(self, topic: str, partitions: Iterable[int]) -> dict[int, Found | None]:
+    async def last(self, topic: str, partitions: Iterable[int]) -> dict[int, InRecord | None]:
         """The last record of each partition; None for an empty one."""
         wanted = set(partitions)
-        answer: dict[int, Found | None] = {}
+        answer: dict[int, InRecord | None] = {}
         async with self._turn:
             for look_back in _LOOK_BACK:
                 if not wanted:
@@ -86,7 +87,7 @@ class LogReader:
         async with self._turn:
             return await self._guard(self._starts(topic, partitions))
 
-    async def _guard(self, work: Any) -> Any:
+    async def _guard(self, work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
                 return await work
@@ -103,10 +104,10 @@ class LogReader:
         found = await self._consumer.beginning_offsets([TopicPartition(topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in found.items()}
 
-    async def _first_from(self, topic: str, offsets: Mapping[int, int]) -> dict[int, Found | None]:
+    async def _first_from(self, topic: str, offsets: Mapping[int, int]) -> dict[int, InRecord | None]:
         """First record at or behind each offset; None once the end is reached without one."""
         consumer = self._assign(topic, offsets)
-        answer: dict[int, Found | None] = {}
+        answer: dict[int, InRecord | None] = {}
         while len(answer) < len(offsets):
             waiting = [TopicPartition(topic, p) for p in offsets if p not in answer]
             for tp, records in (await self._poll(consumer, waiting, answer)).items():
@@ -118,14 +119,14 @@ class LogReader:
                     answer[tp.partition] = None
         return answer
 
-    async def _last_within(self, topic: str, partitions: set[int], look_back: int) -> dict[int, Found | None]:
+    async def _last_within(self, topic: str, partitions: set[int], look_back: int) -> dict[int, InRecord | None]:
         ends = await self._ends(topic, partitions)
         starts = await self._starts(topic, partitions)
         offsets = {p: max(starts[p], ends[p] - look_back) for p in partitions}
         consumer = self._assign(topic, offsets)
-        answer: dict[int, Found | None] = dict.fromkeys(partitions)
+        answer: dict[int, InRecord | None] = dict.fromkeys(partitions)
         waiting = {TopicPartition(topic, p) for p in partitions}
-        out_of_range: dict[int, Found | None] = {}
+        out_of_range: dict[int, InRecord | None] = {}
         asked = monotonic()
         while waiting:
             for tp, records in (await self._poll(consumer, list(waiting), out_of_range)).items():
@@ -153,10 +154,11 @@ class LogReader:
 
     @staticmethod
     async def _poll(
-        consumer: AIOKafkaConsumer, waiting: list[TopicPartition], missing: dict[int, Found | None]
-    ) -> dict[TopicPartition, list[Found]]:
+        consumer: AIOKafkaConsumer, waiting: list[TopicPartition], missing: dict[int, InRecord | None]
+    ) -> dict[TopicPartition, list[InRecord]]:
         try:
-            return await consumer.getmany(*waiting, timeout_ms=50)
+            found: dict[TopicPartition, list[InRecord]] = await consumer.getmany(*waiting, timeout_ms=50)
+            return found
         except OffsetOutOfRangeError as error:
             for tp in error.args[0]:
                 missing[tp.partition] = None

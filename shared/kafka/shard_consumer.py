@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
     IllegalStateError,
     KafkaError,
@@ -20,9 +20,8 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 
+from shared.kafka.records import InRecord
 from shared.process.errors import LogReplaced, Transient
-
-InRecord = ConsumerRecord[bytes | None, bytes | None]
 
 
 class Reassigned(Exception):
@@ -132,7 +131,7 @@ class ShardConsumer:
         return TopicPartition(self.topic, shard)
 
 
-class _Marks(ConsumerRebalanceListener):
+class _Marks(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self, consumer: ShardConsumer) -> None:
         self._consumer = consumer
 

@@ -188,7 +188,8 @@ async def test_behaviours_are_per_provider_and_checked(client: Client) -> None:
     assert (await client.send(await client.bearer(), {"token": "t"}))[0] == 200
     headers = {"Authorization": "bearer x", "apns-topic": "com.example"}
     assert (await client.ask("POST", "/3/device/a", headers=headers, json={"aps": {}}))[0] == 500
-    for wrong in ({"mode": "nope"}, {"mode": "ok", "share": 2}, {"provider": "sms"}, {"speed": 1}, []):
+    refused: tuple[object, ...] = ({"mode": "nope"}, {"mode": "ok", "share": 2}, {"provider": "sms"}, {"speed": 1}, [])
+    for wrong in refused:
         status, answer = await client.ask("PUT", "/behaviour", json=wrong)
         assert (status, answer["code"]) == (400, "bad_behaviour")
 

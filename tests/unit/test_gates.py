@@ -23,8 +23,14 @@ def campaign(**options: object) -> Campaign:
 
 @pytest.mark.parametrize(
     ("given_consent", "required", "passed"),
-    [(None, False, True), (True, False, True), (False, False, False)]
-    + [(None, True, False), (True, True, True), (False, True, False)],
+    [
+        (None, False, True),
+        (True, False, True),
+        (False, False, False),
+        (None, True, False),
+        (True, True, True),
+        (False, True, False),
+    ],
 )
 def test_consent_is_assumed_until_withdrawn_unless_the_pack_requires_it(
     given_consent: bool | None, required: bool, passed: bool

@@ -205,6 +205,7 @@ CREATE TABLE notifier.run (
     relations text[] NOT NULL,
     facts json NOT NULL,
     occurred_at bigint NOT NULL,
+    began_at bigint NOT NULL,
     valid_until bigint NOT NULL,
     created_at bigint NOT NULL,
     UNIQUE (campaign, occurrence, context_id)

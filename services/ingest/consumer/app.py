@@ -52,7 +52,7 @@ async def run() -> int:
                     f"topic {names.topic(topic)} has {count} partitions, the installation {installation.shards} shards;"
                     " run `perennial migrate`, or set PERENNIAL_SHARDS to what it was made with"
                 )
-        consumer = await _opened(
+        consumer = await opened(
             stack,
             ShardConsumer(
                 installation.kafka,

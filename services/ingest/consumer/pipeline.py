@@ -15,7 +15,8 @@ from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRec
 from shared.contracts.identifiers import record_digest
 from shared.kafka.log_reader import LogReader
 from shared.kafka.sender import Record, Sender
-from shared.kafka.shard_consumer import InRecord, Polled, Reassigned, ShardConsumer
+from shared.kafka.records import InRecord
+from shared.kafka.shard_consumer import Polled, Reassigned, ShardConsumer
 from shared.process.clock import Clock, monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import LogReplaced, Transient

@@ -15,14 +15,14 @@ import msgspec
 from services.ingest.domain.places import UNKNOWN_PLACE, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
-from shared.contracts.rules import Rules
+from shared.contracts.rules import Rules, SignalName
 from shared.gazetteer import Gazetteer
 from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
 MAX_TEXT = 1024
 _CALLS = {"track": "", "screen": "$screen", "page": "$page", "identify": "$identify", "group": "$group", "alias": "$alias"}
-_CITY_SIGNALS = ("default_city", "city_searched", "city_added", "city_removed")
+_CITY_SIGNALS: tuple[SignalName, ...] = ("default_city", "city_searched", "city_added", "city_removed")
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}\.[A-Za-z]{2,}")
 _PHONE = re.compile(r"(?<![\w.])\+?\d[\d\s().-]{7,}\d(?![\w.])")
 
@@ -98,7 +98,7 @@ class Intake:
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
         self._future_ms = rules.intake.future_days * DAY_MS
         self._city_events = frozenset(
-            name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ())  # type: ignore[call-overload]
+            name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ())
         )
 
     def judge(self, raw: RawRecord) -> Verdict:
@@ -148,7 +148,7 @@ class Intake:
                 return "missing_city"
             if city is UNKNOWN_PLACE:
                 return "unknown_city"
-            city_id = int(city)  # type: ignore[call-overload]
+            city_id = int(city)
         kept = self._properties(name, properties)
         if isinstance(kept, str):
             return kept

@@ -91,6 +91,8 @@ async def run() -> int:
             installation.bind,
             settings.port,
             http="httptools",
+            ws="none",
+            proxy_headers=False,  # nothing here looks at the client's address
             timeout_keep_alive=30,
             backlog=4096,
         ),

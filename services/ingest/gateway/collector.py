@@ -71,10 +71,16 @@ class Collector:
         self._posts: deque[_Post] = deque()
         self._flights: set[asyncio.Task[None]] = set()
         self._bug: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        self._loop = asyncio.get_running_loop()
+        return self._loop
 
     def post(self, groups: dict[int, list[Record]], size: int) -> asyncio.Future[Outcome]:
         """Send every group to its partition. `size` bytes were taken from the budget; they are given back here."""
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        loop = self._loop or self._bind()
+        answer: asyncio.Future[Outcome] = loop.create_future()
         post = _Post(answer, len(groups), size, monotonic() + self._deadline)
         if not groups:
             self._budget.give(size)
@@ -86,7 +92,7 @@ class Collector:
             lane.waiting.append((post, records))
             if not lane.flying:
                 lane.flying = True
-                flight = asyncio.create_task(self._fly(lane))
+                flight = loop.create_task(self._fly(lane))
                 self._flights.add(flight)
                 flight.add_done_callback(self._landed)
         return answer

@@ -18,6 +18,7 @@ import asyncpg
 import msgspec
 
 from shared.data.db import Pool, connect_pool, is_moment
+from shared.process.errors import Transient
 from shared.process.http import Health
 
 log = logging.getLogger("perennial.gateway.keys")
@@ -115,7 +116,7 @@ class PostgresKeys:
                     self._pool = await connect_pool(self._dsn, size=1)
                 rows = await self._pool.fetch(_READ)
         except Exception as error:
-            if not (is_moment(error) or isinstance(error, asyncpg.PostgresError)):
+            if not (is_moment(error) or isinstance(error, Transient | asyncpg.PostgresError)):
                 raise
             if not self._away:
                 log.warning(

@@ -179,22 +179,25 @@ class Tracking:
             read = self._read(call, raw, encoding, source)
             if isinstance(read, Refused):
                 return read
-            source, events = read
+            source, events, size = read
             if self._outlet.away:
                 return FAILED
-            need = sum([len(event.value) for event in events]) + len(events) * RECORD_OVERHEAD_BYTES
+            need = size + len(events) * RECORD_OVERHEAD_BYTES
             if not self._budget.take(need):
                 return OVERLOADED
         finally:
             self._budget.give(held)
+        count = len(events)
         groups = records_by_partition(events, source, call.mode, received_at, self._place)
         outcome = await self._collector.post(groups, need)
         if outcome is Outcome.ACKNOWLEDGED:
-            GATEWAY_EVENTS.inc(len(events))
+            GATEWAY_EVENTS.inc(count)
             return None
         return LATE if outcome is Outcome.LATE else FAILED
 
-    def _read(self, call: Call, raw: bytes, encoding: bytes, source: str | None) -> tuple[str, list[Event]] | Refused:
+    def _read(
+        self, call: Call, raw: bytes, encoding: bytes, source: str | None
+    ) -> tuple[str, list[Event], int] | Refused:
         body = inflate(raw, encoding)
         if isinstance(body, Refused):
             return body
@@ -209,9 +212,9 @@ class Tracking:
             if source is None:
                 return WRONG_KEY
         if isinstance(opened, intake_http.BatchBody):
-            return source, intake_http.batch(opened)
+            return source, intake_http.batch(opened), len(body)
         event = intake_http.single(opened, call.kind, body)
-        return event if isinstance(event, Refused) else (source, [event])
+        return event if isinstance(event, Refused) else (source, [event], len(body))
 
 
 def _headers(scope: Scope) -> tuple[bytes, bytes, int]:

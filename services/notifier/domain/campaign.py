@@ -40,7 +40,8 @@ class Occurrence(msgspec.Struct, frozen=True):
 
     `id` names it within the campaign and is the same however often it is replayed. `valid_until` is the
     instant after which the message would be false (None: never). `collapse` names what is shown on the
-    phone: a later message with the same one replaces it (default: `id`).
+    phone: a later message with the same one replaces it (default: `id`). `began_at` is the same for every
+    message of a chain of alerts, so that all find the one message id (default: `occurred_at`).
     """
 
     id: str
@@ -48,6 +49,7 @@ class Occurrence(msgspec.Struct, frozen=True):
     valid_until: int | None = None
     variables: dict[str, Any] = {}
     collapse: str = ""
+    began_at: int = 0
 
 
 def matches(trigger: Trigger, row: FeedRow) -> bool:

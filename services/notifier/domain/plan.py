@@ -110,7 +110,8 @@ def plan(
 
 def message_id_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> str:
     """The same for the same occurrence, so that the ledger holds one message at most."""
-    return push_message_id(month_of(occurrence.occurred_at), campaign.id, campaign.version, user_id, occurrence.id)
+    month = month_of(occurrence.began_at or occurrence.occurred_at)
+    return push_message_id(month, campaign.id, campaign.version, user_id, occurrence.id)
 
 
 def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:

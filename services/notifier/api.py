@@ -1,0 +1,146 @@
+"""What others may tell and ask the notifier: context events, messages, campaigns, the kill switch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+
+from services.notifier import queries
+from services.notifier.book import CampaignBook
+from services.notifier.context.intake import encode_context, split
+from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.plan import plan
+from services.notifier.domain.recipient import decode_recipient
+from shared.contracts.identifiers import shard_of
+from shared.data.db import Pool
+from shared.data.keys import AdminKeys
+from shared.gazetteer import Gazetteer
+from shared.kafka.sender import Record, SendFailed, Sender
+from shared.process.clock import Clock
+from shared.process.http import ApiError, Health, service_app
+
+MAX_CONTEXT_BYTES = 16_000_000
+
+
+def make_app(
+    *,
+    pool: Pool,
+    book: CampaignBook,
+    gazetteer: Gazetteer,
+    sender: Sender,
+    context_topic: str,
+    clock: Clock,
+    shards: int,
+    health: Health,
+) -> FastAPI:
+    app = service_app("notifier", health, version="1", max_body_size=MAX_CONTEXT_BYTES)
+    admin = [Depends(AdminKeys(pool).require)]
+
+    @app.post("/v1/context", status_code=202, dependencies=admin, tags=["context"])
+    async def context(request: Request) -> JSONResponse:
+        """An alert in the contract's form, or NWS GeoJSON (a feature or a whole feed) as it comes.
+
+        202 once every alert is in the log; alerts that could not be read are listed, the others taken.
+        """
+        try:
+            body = msgspec.json.decode(await request.body())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, "malformed_json", f"the body is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise ApiError(400, "invalid_context", "the body must be a JSON object")
+        try:
+            records, unreadable = split(body, gazetteer, clock.now_ms())
+        except ValueError as error:
+            raise ApiError(422, "invalid_context", str(error)) from error
+        try:
+            if records:
+                await sender.send(context_topic, 0, [Record(r.id.encode(), encode_context(r)) for r in records])
+        except SendFailed as error:
+            raise ApiError(503, "broker_away", str(error), headers={"Retry-After": "2"}) from error
+        return JSONResponse(
+            {
+                "accepted": len(records),
+                "ids": [r.id for r in records[:1000]],
+                "unreadable": [{"id": u.id, "reason": u.reason} for u in unreadable],
+            },
+            202,
+        )
+
+    @app.get("/v1/context", dependencies=admin, tags=["context"])
+    async def contexts(limit: int = Query(100, ge=1, le=10_000)) -> dict[str, Any]:
+        """Context events as they were judged, newest first."""
+        return {"items": await queries.context_events(pool, limit), "next": None}
+
+    @app.get("/v1/messages", dependencies=admin, tags=["messages"])
+    async def messages(
+        user: str = "",
+        campaign: str = "",
+        state: str = "",
+        cursor: str = "",
+        limit: int = Query(100, ge=1, le=1000),
+    ) -> dict[str, Any]:
+        """Messages with what caused them, by message id."""
+        items = await queries.messages(pool, shards, user, campaign, state, cursor, limit)
+        return {"items": items, "next": items[-1]["message_id"] if len(items) == limit else None}
+
+    @app.get("/v1/campaigns", dependencies=admin, tags=["campaigns"])
+    async def campaigns() -> dict[str, Any]:
+        """The campaigns in force."""
+        return {"items": [msgspec.to_builtins(active.campaign) for active in book.all], "next": None}
+
+    @app.get("/v1/campaigns/{campaign_id}", dependencies=admin, tags=["campaigns"])
+    async def campaign(campaign_id: str) -> Any:
+        return msgspec.to_builtins(_known(book, campaign_id).campaign)
+
+    @app.get("/v1/campaigns/{campaign_id}/results", dependencies=admin, tags=["campaigns"])
+    async def results(campaign_id: str) -> dict[str, Any]:
+        """Messages by variant and state, and how many of them were opened."""
+        return {"campaign": campaign_id, "items": await queries.results(pool, _known(book, campaign_id).campaign.id)}
+
+    @app.get("/v1/campaigns/{campaign_id}/explain", dependencies=admin, tags=["campaigns"])
+    async def explain(campaign_id: str, user: str) -> dict[str, Any]:
+        """Every gate with its values, if the campaign were set going for this user now."""
+        active = _known(book, campaign_id)
+        body = await pool.fetchval(
+            "SELECT body FROM notifier.recipient WHERE shard = $1 AND user_id = $2", shard_of(user, shards), user
+        )
+        if body is None:
+            raise ApiError(404, "unknown_user", f"nothing is known here of user {user!r}")
+        now = clock.now_ms()
+        verdict = plan(
+            active.campaign,
+            decode_recipient(body),
+            Occurrence("explain", now),
+            now,
+            book.salt,
+            active.compiled,
+            book.consent_required,
+        )
+        gates = [{"gate": c.gate, "passed": c.passed, "values": c.values} for c in verdict.explain]
+        return {"campaign": campaign_id, "user_id": user, "verdict": type(verdict).__name__.lower(), "gates": gates}
+
+    @app.post("/v1/kill", dependencies=admin, tags=["operations"])
+    async def kill() -> dict[str, Any]:
+        """Stop all sending, everywhere within 2 s. What is planned meanwhile waits, and is judged again."""
+        await pool.execute("UPDATE control.installation SET sending = false")
+        book.sending = False
+        return {"sending": False}
+
+    @app.delete("/v1/kill", dependencies=admin, tags=["operations"])
+    async def revive() -> dict[str, Any]:
+        """Allow sending again."""
+        await pool.execute("UPDATE control.installation SET sending = true")
+        book.sending = True
+        return {"sending": True}
+
+    return app
+
+
+def _known(book: CampaignBook, campaign_id: str) -> Any:
+    active = book.by_id.get(campaign_id)
+    if active is None:
+        raise ApiError(404, "unknown_campaign", f"no campaign {campaign_id!r} is in force; see GET /v1/campaigns")
+    return active

@@ -1,0 +1,145 @@
+"""How the notifier is put together: opened in order of need, closed in reverse.
+
+The dispatcher stops before the relay its outcomes are published by, the reader before the dispatcher it
+hands intents to; a push on the wire at the end is found as an attempt by the next owner.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from services.notifier.api import make_app
+from services.notifier.book import CampaignBook
+from services.notifier.context.handler import ContextHandler
+from services.notifier.dispatch import Dispatcher
+from services.notifier.messages import OutcomeRow
+from services.notifier.pipeline import Notifier
+from services.notifier.publish import Publisher
+from services.notifier.runs import Runs
+from services.notifier.settings import Settings
+from services.notifier.transports.fcm import FcmTransport
+from services.notifier.transports.none import NoTransport
+from services.notifier.transports.oauth import read_service_account
+from services.notifier.transports.push import Transport
+from shared.contracts.topics import Names, Topic
+from shared.data.control import RulesBook, installation
+from shared.data.db import connect_pool, transaction
+from shared.data.ledger import prepare_partitions
+from shared.data.shard_owner import advance_relayed
+from shared.gazetteer import load as load_gazetteer
+from shared.kafka.fenced_reader import FencedReader
+from shared.kafka.log_reader import LogReader
+from shared.kafka.relay import Relay
+from shared.kafka.sender import Sender
+from shared.kafka.shard_consumer import ShardConsumer
+from shared.process.clock import Clock
+from shared.process.compose import opened, patiently
+from shared.process.errors import Fatal
+from shared.process.http import Health, serve
+from shared.process.logs import configure
+from shared.process.settings import Installation, load
+from shared.process.supervisor import Supervisor
+
+log = logging.getLogger("perennial.notifier")
+
+
+async def run() -> int:
+    env, settings = load(Installation), load(Settings)
+    configure("notifier", env.log_level)
+    names, clock, health = Names(env.prefix), Clock(env.clock), Health()
+    async with AsyncExitStack() as stack:
+        supervisor = Supervisor(stack)
+        pool = await patiently(lambda: connect_pool(env.postgres, size=8))
+        stack.push_async_callback(pool.close)
+        async with transaction(pool) as connection:
+            made = await installation(connection)
+            await prepare_partitions(connection, clock.real_ms())
+        if made.shards != env.shards:
+            raise Fatal(f"the installation was made with {made.shards} shards, PERENNIAL_SHARDS says {env.shards}")
+        gazetteer = load_gazetteer()
+        book = CampaignBook(pool, RulesBook(Path(env.home) / "last-good" / "notifier-rules.json"))
+        await patiently(book.refresh)
+        sender = await opened(stack, Sender(env.kafka))
+        log_reader = await opened(stack, LogReader(env.kafka))
+        for topic, wanted in ((Topic.FEED, env.shards), (Topic.CONTEXT, 1)):
+            if (count := await log_reader.partitions(names.topic(topic))) != wanted:
+                raise Fatal(f"topic {names.topic(topic)} has {count} partitions, {wanted} are needed")
+        app = make_app(
+            pool=pool,
+            book=book,
+            gazetteer=gazetteer,
+            sender=sender,
+            context_topic=names.topic(Topic.CONTEXT),
+            clock=clock,
+            shards=env.shards,
+            health=health,
+        )
+        supervisor.add("http", serve(app, env.bind, settings.port))
+
+        async def note(seqs: Mapping[int, int]) -> None:
+            async with transaction(pool) as connection:
+                await advance_relayed(connection, "notifier", seqs)
+
+        relay: Relay[OutcomeRow] = Relay("notifier", sender, Publisher(names).row, note)
+        stack.push_async_callback(relay.stop)
+        transport = _transport(settings, clock)
+        stack.push_async_callback(transport.close)
+        dispatcher = Dispatcher(
+            pool=pool, book=book, transport=transport, relay=relay, clock=clock, most=settings.concurrent_sends
+        )
+        runs = Runs(pool, gazetteer)
+        notifier = Notifier(
+            pool=pool,
+            book=book,
+            relay=relay,
+            dispatcher=dispatcher,
+            runs=runs,
+            clock=clock,
+            most_cached=settings.cached_recipients,
+        )
+        context = ContextHandler(book, gazetteer, clock, env.shards, runs.poke)
+
+        async def reader_of(service: str, topic: Topic, worker: Notifier | ContextHandler) -> FencedReader:
+            consumer = await opened(
+                stack,
+                ShardConsumer(
+                    env.kafka,
+                    names.topic(topic),
+                    names.group(service),
+                    session_timeout_ms=int(settings.session_seconds * 1000),
+                ),
+            )
+            return FencedReader(
+                service=service,
+                topic=names.topic(topic),
+                consumer=consumer,
+                reader=log_reader,
+                pool=pool,
+                worker=worker,
+                health=health,
+                numbers_survive=topic is Topic.FEED,
+                max_records=settings.batch_records,
+                heartbeat_seconds=settings.session_seconds / 10,
+            )
+
+        notifier.reader = dispatcher.reader = await reader_of("notifier", Topic.FEED, notifier)
+        dispatcher.recipient = notifier.recipient
+        context.reader = await reader_of("context", Topic.CONTEXT, context)
+        supervisor.add("relay", relay.run())
+        supervisor.add("settle", dispatcher.settle())
+        supervisor.add("dispatch", dispatcher.run())
+        supervisor.add("definitions", book.run())
+        supervisor.add("pipeline", notifier.reader.run())
+        supervisor.add("context", context.reader.run())
+        return await supervisor.run()
+
+
+def _transport(settings: Settings, clock: Clock) -> Transport:
+    if not settings.fcm_account_file:
+        log.warning("PERENNIAL_NOTIFIER_FCM_ACCOUNT_FILE is not set: messages wait, nothing is sent")
+        return NoTransport()
+    account = read_service_account(Path(settings.fcm_account_file))
+    return FcmTransport(account, clock.real_ms, settings.fcm_url)

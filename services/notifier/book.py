@@ -1,0 +1,63 @@
+"""Which campaigns are in force, and whether anything may be sent at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from services.notifier.domain.personalise import Compiled, compile_templates
+from shared.contracts.rules import ActivityTrigger, AlertTrigger, Campaign, Rules, StageTrigger
+from shared.data.control import RulesBook, installation
+from shared.data.db import Pool, transaction
+from shared.process.errors import Transient
+
+log = logging.getLogger("perennial.notifier")
+_POLL_SECONDS = 2.0
+
+
+class Active(msgspec.Struct, frozen=True):
+    """A campaign with its templates compiled."""
+
+    campaign: Campaign
+    compiled: Compiled
+
+
+class CampaignBook:
+    """The newest rules version's campaigns; `sending` is False while the kill switch is on."""
+
+    def __init__(self, pool: Pool, rules: RulesBook) -> None:
+        self._pool, self._rules = pool, rules
+        self._version = 0
+        self.all: list[Active] = []
+        self.on_change: list[Active] = []
+        self.on_alert: list[Active] = []
+        self.by_id: dict[str, Active] = {}
+        self.consent_required = False
+        self.salt = ""
+        self.sending = True
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            try:
+                await self.refresh()
+            except Transient as error:
+                log.warning("%s", error)
+
+    async def refresh(self) -> None:
+        async with transaction(self._pool) as connection:
+            made = await installation(connection)
+        self.salt, self.sending = made.salt, made.sending
+        version = await self._rules.refresh(self._pool)
+        if version != self._version:
+            self._use(self._rules.known(version))
+            self._version = version
+
+    def _use(self, rules: Rules) -> None:
+        self.all = [Active(campaign, compile_templates(campaign)) for campaign in rules.campaigns]
+        self.by_id = {active.campaign.id: active for active in self.all}
+        self.on_change = [a for a in self.all if isinstance(a.campaign.trigger, StageTrigger | ActivityTrigger)]
+        self.on_alert = [a for a in self.all if isinstance(a.campaign.trigger, AlertTrigger)]
+        self.consent_required = "push" in rules.privacy.consent

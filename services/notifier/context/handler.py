@@ -1,0 +1,173 @@
+"""What a context event sets going: an alert becomes runs, one per campaign that waits for it.
+
+Fenced like every reader: the event, its chain, its runs and the position are one commit. The topic has one
+partition, so that chains which meet are joined in one order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from services.notifier.book import Active, CampaignBook
+from services.notifier.context.alerts import Alert, Verdict, cities_of, valid_until, verdict
+from services.notifier.context.intake import ContextRecord, decode_context, read
+from shared.contracts.rules import AlertTrigger
+from shared.data.db import Connection
+from shared.data.shard_owner import Owner, Position
+from shared.gazetteer import Gazetteer
+from shared.kafka.fenced_reader import FencedReader, OwnedShard
+from shared.kafka.shard_consumer import Polled
+from shared.process.clock import Clock, iso
+from shared.process.metrics import ALERTS
+
+_KNOWN = "SELECT alert_id, chain_id FROM notifier.alert_chain WHERE alert_id = ANY($1::text[])"
+_ROOTS = "SELECT alert_id, sent_at FROM notifier.alert_chain WHERE alert_id = ANY($1::text[]) ORDER BY sent_at, alert_id"
+_JOIN = "UPDATE notifier.alert_chain SET chain_id = $1 WHERE chain_id = ANY($2::text[])"
+_LINK = """
+INSERT INTO notifier.alert_chain (alert_id, chain_id, sent_at)
+SELECT n.id, $2, n.sent_at FROM unnest($1::text[], $3::bigint[]) AS n(id, sent_at) ON CONFLICT (alert_id) DO NOTHING
+"""
+_EVENT = """
+INSERT INTO notifier.context_event
+    (context_id, kind, chain_id, log_id, context_offset, verdict, cities, body, received_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (context_id) DO NOTHING RETURNING context_id
+"""
+_RUN = """
+INSERT INTO notifier.run (run_id, campaign, campaign_version, occurrence, context_id, log_id, context_offset, city_ids,
+    relations, facts, occurred_at, began_at, valid_until, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
+"""
+_RUN_SHARDS = "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
+
+
+class ContextHandler:
+    """The worker of a `FencedReader` on `context.events.v1`; `reader` is set by the composition root."""
+
+    reader: FencedReader
+
+    def __init__(
+        self, book: CampaignBook, gazetteer: Gazetteer, clock: Clock, shards: int, made_run: Callable[[], None]
+    ) -> None:
+        self._book, self._gazetteer, self._clock, self._shards = book, gazetteer, clock, shards
+        self._made_run = made_run
+
+    async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
+        return
+
+    async def taken(self) -> None:
+        return
+
+    def drop(self) -> None:
+        return
+
+    async def idle(self) -> None:
+        return
+
+    def suspect(self, error: Exception) -> None:
+        return
+
+    async def handle(self, polled: Polled) -> None:
+        records = [(r.offset, decode_context(r.value or b"")) for several in polled.records.values() for r in several]
+        positions: dict[int, Position] = {}
+        for shard, next_offset in polled.positions.items():
+            several = polled.records.get(shard, [])
+            positions[shard] = self.reader.advanced(shard, several[-1] if several else None, next_offset)
+        log_id = next(iter(positions.values())).log_id
+        verdicts: list[str] = []
+
+        async def write(connection: Connection, _: Mapping[int, Owner]) -> None:
+            for offset, record in records:
+                verdicts.append(await self._apply(connection, record, log_id, offset))
+
+        await self.reader.commit(positions, positions, write)
+        for said in verdicts:
+            ALERTS.labels(said).inc()
+        if records:
+            self._made_run()
+
+    async def _apply(self, connection: Connection, record: ContextRecord, log_id: str, offset: int) -> str:
+        """One context event; its verdict, `repeat` when it was there already, `unreadable` when it is none."""
+        alert = read(record, self._gazetteer)
+        if not isinstance(alert, Alert):
+            return "unreadable"
+        said: Verdict = verdict(alert, self._gazetteer, self._clock.now_ms())
+        cities = cities_of(alert, self._gazetteer)
+        chain_id, began_at = await _chain(connection, alert)
+        fresh = await connection.fetchval(
+            _EVENT, alert.id, record.kind, chain_id, log_id, offset, said, len(cities),
+            msgspec.json.encode(_facts(alert)).decode(), record.received_at,
+        )  # fmt: skip
+        if fresh is None:
+            return "repeat"
+        if said == "matched":
+            for active in self._book.on_alert:
+                if _wanted(active, alert):
+                    await self._run(connection, active, alert, cities, chain_id, began_at, log_id, offset)
+        return said
+
+    async def _run(
+        self,
+        connection: Connection,
+        active: Active,
+        alert: Alert,
+        cities: tuple[int, ...],
+        chain_id: str,
+        began_at: int,
+        log_id: str,
+        offset: int,
+    ) -> None:
+        campaign = active.campaign
+        assert isinstance(campaign.trigger, AlertTrigger)
+        run_id = "r-" + hashlib.blake2b(f"{campaign.id}\x1f{chain_id}\x1f{alert.id}".encode(), digest_size=10).hexdigest()
+        await connection.execute(
+            _RUN, run_id, campaign.id, campaign.version, chain_id, alert.id, log_id, offset, list(cities),
+            list(campaign.trigger.relations), msgspec.json.encode(_facts(alert)).decode(), alert.sent_at, began_at,
+            valid_until(alert), self._clock.now_ms(),
+        )  # fmt: skip
+        await connection.execute(_RUN_SHARDS, run_id, self._shards)
+
+
+async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:
+    """The chain an alert belongs to and when that began; chains it refers to become one.
+
+    Ids that were only referred to belong to the chain too: a feed of active alerts no longer holds the
+    alerts that were replaced, but two updates of the same one are one chain all the same.
+    """
+    ids = [alert.id, *(reference for reference, _ in alert.references)]
+    sent = [alert.sent_at, *(at for _, at in alert.references)]
+    chains = {row["chain_id"] for row in await connection.fetch(_KNOWN, ids)}
+    if chains:
+        roots = await connection.fetch(_ROOTS, list(chains))
+        chain_id: str = roots[0]["alert_id"]
+        if len(chains) > 1:
+            await connection.execute(_JOIN, chain_id, [c for c in chains if c != chain_id])
+    else:
+        chain_id = min(zip(sent, ids, strict=True), key=lambda pair: (pair[0] <= 0, pair))[1]
+    await connection.execute(_LINK, ids, chain_id, sent)
+    began = await connection.fetchval("SELECT sent_at FROM notifier.alert_chain WHERE alert_id = $1", chain_id)
+    return chain_id, began or alert.sent_at
+
+
+def _wanted(active: Active, alert: Alert) -> bool:
+    trigger = active.campaign.trigger
+    assert isinstance(trigger, AlertTrigger)
+    return (not trigger.severity or alert.severity in trigger.severity) and (
+        not trigger.event or alert.event in trigger.event
+    )
+
+
+def _facts(alert: Alert) -> dict[str, Any]:
+    """What templates may say of an alert."""
+    return {
+        "event": alert.event,
+        "severity": alert.severity,
+        "headline": alert.headline or None,
+        "description": alert.description,
+        "instruction": alert.instruction,
+        "area": alert.area or None,
+        "ends_at": iso(valid_until(alert)),
+    }

@@ -1,0 +1,289 @@
+"""How an intent becomes an attempt, a call to the provider, and an outcome — in this order, each committed.
+
+The attempt is committed before the socket is written to, so that after any crash it is known which pushes
+may have gone out. What becomes of those is the campaign's to say: again under the same collapse id, or
+given up as unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+from services.notifier import messages
+from services.notifier.book import CampaignBook
+from services.notifier.domain.gates import Reason, consent, device
+from services.notifier.domain.recipient import Recipient
+from services.notifier.messages import Message, OutcomeRow
+from services.notifier.transports.push import (
+    Outcome,
+    Push,
+    Refused,
+    Sent,
+    Throttled,
+    TokenDead,
+    Transport,
+    Unauthorised,
+    Unavailable,
+    Unknown,
+)
+from shared.data.db import Connection, Pool
+from shared.data.shard_owner import Owner
+from shared.kafka.fenced_reader import FencedReader
+from shared.kafka.relay import Relay
+from shared.kafka.shard_consumer import Reassigned
+from shared.process.clock import Clock, monotonic
+from shared.process.crash import POINTS
+from shared.process.errors import Transient
+from shared.process.metrics import FENCED, MESSAGES, SEND_SECONDS, TRANSIENT
+from shared.process.retry import backoff_seconds
+
+log = logging.getLogger("perennial.dispatch")
+
+_BATCH = 500
+_WAITED_SECONDS = 5.0
+"""A message older than this when its turn comes is judged again."""
+_MOST_ATTEMPTS = 8
+
+
+class Dispatcher:
+    """`reader` and `recipient` are set by the composition root."""
+
+    reader: FencedReader
+    recipient: Callable[[int, str], Awaitable[Recipient | None]]
+
+    def __init__(
+        self, *, pool: Pool, book: CampaignBook, transport: Transport, relay: Relay[OutcomeRow], clock: Clock, most: int
+    ) -> None:
+        self._pool, self._book, self._transport, self._relay, self._clock = pool, book, transport, relay, clock
+        self._slots = asyncio.Semaphore(most)
+        self._queue: deque[Message] = deque()
+        self._later: list[tuple[float, Message]] = []
+        self._work = asyncio.Event()
+        self._shards: frozenset[int] = frozenset()
+        self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._finished: dict[str, Message] = {}
+        self._settle_wanted = asyncio.Event()
+        self._dead: list[tuple[int, str, str]] = []
+        self._pause_until = 0.0
+
+    # -- owning ---------------------------------------------------------------------------------------
+
+    async def own(self, shards: Iterable[int]) -> None:
+        """Take up what was left open: intents are sent, attempts without outcome end as their campaign says."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight.values(), timeout=15)
+        self._shards = frozenset(shards)
+        for message in await messages.open_messages(self._pool, self._shards):
+            active = self._book.by_id.get(message.campaign)
+            message.safety = active is not None and active.campaign.safety
+            done = self._finished.get(message.message_id)
+            if done is not None:
+                continue  # the provider's answer is here, only not yet written
+            if message.state == "attempted":
+                message.state = "intent" if message.on_unknown == "retry" else "unknown"
+                message.reason = "" if message.state == "intent" else "no_answer_before_a_restart"
+                self._finished[message.message_id] = message
+            else:
+                self._queue.append(message)
+        self._work.set()
+        self._settle_wanted.set()
+
+    def disown(self) -> None:
+        self._shards = frozenset()
+        self._queue.clear()
+        self._later.clear()
+
+    def put(self, several: list[Message]) -> None:
+        self._queue.extend(several)
+        if several:
+            self._work.set()
+
+    def take_dead_tokens(self) -> list[tuple[int, str, str]]:
+        """(shard, user, token) the provider called dead, of shards that are still ours."""
+        dead, self._dead = self._dead, []
+        return [d for d in dead if d[0] in self._shards]
+
+    # -- sending --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send for ever."""
+        while True:
+            self._release()
+            if not self._queue or not self._book.sending or monotonic() < self._pause_until:
+                self._work.clear()
+                if self._queue or self._later:
+                    await asyncio.sleep(0.05)
+                else:
+                    await self._work.wait()
+                continue
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            await self._attempt([m for m in batch if m.shard in self._shards])
+
+    def _release(self) -> None:
+        now = monotonic()
+        due = [m for at, m in self._later if at <= now]
+        if due:
+            self._later = [(at, m) for at, m in self._later if at > now]
+            self._queue.extend(due)
+
+    async def _attempt(self, batch: list[Message]) -> None:
+        now = self._clock.now_ms()
+        ready: list[Message] = []
+        for message in batch:
+            reason = await self._judge_again(message, now)
+            if reason is None:
+                ready.append(message)
+            else:
+                message.state, message.reason = "suppressed", reason.value
+                self._finish(message)
+        if not ready:
+            return
+        noted: set[str] = set()
+        shards = sorted({m.shard for m in ready})
+
+        async def write(connection: Connection, _: Mapping[int, Owner]) -> None:
+            noted.update(await messages.attempt(connection, ready, shards, now))
+
+        try:
+            await self.reader.commit(shards, {}, write)
+        except (Reassigned, Transient) as error:
+            self._doubt(error)
+            return
+        for message in ready:
+            if message.message_id in noted:
+                message.state, message.attempts = "attempted", message.attempts + 1
+                await self._slots.acquire()
+                task = asyncio.create_task(self._send(message))
+                self._in_flight[message.message_id] = task
+
+    async def _judge_again(self, message: Message, now: int) -> Reason | None:
+        """Why the message must not go out after all; asked in full only if it had to wait."""
+        if now >= message.expires_at:
+            return Reason.EXPIRED
+        if now - message.planned_at < _WAITED_SECONDS * 1000:
+            return None
+        recipient = await self.recipient(message.shard, message.user_id)
+        if recipient is None:
+            return Reason.NO_DEVICE
+        for check in (consent(recipient, self._book.consent_required), device(recipient)):
+            if not check.passed:
+                return check.reason
+        message.device_id, message.token = recipient.devices[-1].id, recipient.devices[-1].token
+        return None
+
+    async def _send(self, message: Message) -> None:
+        started = monotonic()
+        try:
+            POINTS.passing("notifier.before_wire")
+            outcome = await self._transport.send(
+                Push(
+                    message.message_id,
+                    message.token,
+                    message.title,
+                    message.body,
+                    {"message_id": message.message_id, "campaign": message.campaign},
+                    message.collapse_id,
+                    max(0, (message.expires_at - self._clock.now_ms()) // 1000),
+                    message.safety,
+                )
+            )
+            POINTS.passing("notifier.after_wire")
+            self._conclude(message, outcome)
+        finally:
+            SEND_SECONDS.observe(monotonic() - started)
+            self._in_flight.pop(message.message_id, None)
+            self._slots.release()
+
+    def _conclude(self, message: Message, outcome: Outcome) -> None:
+        """What the provider's answer means for the message, its user and the next sends."""
+        message.provider = self._transport.name
+        match outcome:
+            case Sent():
+                message.state, message.provider_ref = "sent", outcome.provider_ref
+            case TokenDead():
+                message.state, message.reason = "failed", "token_dead"
+                self._dead.append((message.shard, message.user_id, message.token))
+            case Refused():
+                message.state, message.reason = "failed", f"refused:{outcome.reason}"
+            case Unknown() if message.on_unknown == "give_up":
+                message.state, message.reason = "unknown", outcome.reason
+            case Unknown():
+                self._again(message, None)
+            case Throttled():
+                self._pause_until = monotonic() + outcome.retry_after_seconds
+                self._again(message, outcome.retry_after_seconds)
+            case Unauthorised():
+                log.error("the provider refuses our credentials: %s", outcome.reason)
+                self._pause_until = monotonic() + 5
+                self._again(message, 5.0)
+            case Unavailable():
+                self._again(message, outcome.retry_after_seconds)
+        self._finish(message)
+
+    def _again(self, message: Message, after_seconds: float | None) -> None:
+        """Back to waiting; given up once it was tried often enough."""
+        if message.attempts >= _MOST_ATTEMPTS:
+            message.state, message.reason = "failed", "too_many_attempts"
+            return
+        message.state = "intent"
+        wait = after_seconds if after_seconds is not None else backoff_seconds(message.attempts, 0.5, 60.0)
+        self._later.append((monotonic() + wait, message))
+
+    # -- outcomes -------------------------------------------------------------------------------------
+
+    def _finish(self, message: Message) -> None:
+        self._finished[message.message_id] = message
+        self._settle_wanted.set()
+
+    async def settle(self) -> None:
+        """Write outcomes for ever, in batches."""
+        while True:
+            await self._settle_wanted.wait()
+            await asyncio.sleep(0.005)
+            self._settle_wanted.clear()
+            ours = [m for m in self._finished.values() if m.shard in self._shards]
+            for start in range(0, len(ours), 5000):
+                await self._settle(ours[start : start + 5000])
+            for message_id in [i for i, m in self._finished.items() if m.shard not in self._shards and self._shards]:
+                del self._finished[message_id]  # the shard's new owner decides
+
+    async def _settle(self, batch: list[Message]) -> None:
+        shards = sorted({m.shard for m in batch})
+        states = {m.message_id: m.state for m in batch}
+        rows: list[OutcomeRow] = []
+
+        async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
+            now, real = self._clock.now_ms(), self._clock.real_ms()
+            settled = await messages.settle(connection, batch, shards, now)
+            for message in batch:
+                if message.message_id in settled and message.state != "intent":
+                    rows.append(messages.number(owners[message.shard], message, message.state, now, real))
+            if rows:
+                await messages.append_outcomes(connection, rows)
+
+        try:
+            POINTS.passing("notifier.before_outcome")
+            await self.reader.commit(shards, {}, write)
+        except (Reassigned, Transient) as error:
+            self._doubt(error)
+            await asyncio.sleep(0.2)
+            self._settle_wanted.set()
+            return
+        scheduled = {m.message_id for _, m in self._later} | {m.message_id for m in self._queue}
+        for message in batch:
+            if self._finished.get(message.message_id) is message and states[message.message_id] == message.state:
+                del self._finished[message.message_id]
+            if message.state == "intent" and message.message_id not in scheduled and message.shard in self._shards:
+                self.put([message])
+        for row in rows:
+            MESSAGES.labels(row.outcome).inc()
+            self._relay.put(row.shard, [row])
+
+    def _doubt(self, error: Exception) -> None:
+        """A commit of ours failed: let the reader acquire everything anew; open messages are read again then."""
+        (FENCED if "another owner" in str(error) else TRANSIENT).labels("notifier").inc()
+        log.warning("%s: %s", type(error).__name__, error)
+        self.reader.doubt()

@@ -1,0 +1,215 @@
+"""What a message is on its way from verdict to outcome, and how it lies in Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from services.notifier.domain.plan import HeldOut, Send, Suppress, Verdict
+from shared.contracts.rules import Campaign
+from shared.data.db import Connection, Pool, transaction
+from shared.data.shard_owner import Owner
+
+Write = Callable[[Connection], Awaitable[None]]
+
+
+class Message(msgspec.Struct):
+    """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
+    suppressed or held_out. `cause_gen`, `cause_seq`: the segmenter's ledger row it goes back to."""
+
+    month: str
+    message_id: str
+    shard: int
+    user_id: str
+    campaign: str
+    campaign_version: int
+    variant: str
+    occurrence: str
+    state: str
+    planned_at: int
+    reason: str = ""
+    device_id: str = ""
+    token: str = ""
+    title: str = ""
+    body: str = ""
+    collapse_id: str = ""
+    expires_at: int = 0
+    on_unknown: str = "give_up"
+    attempts: int = 0
+    cause_gen: int = 0
+    cause_seq: int = 0
+    cause_src: int = -1
+    run_id: str = ""
+    provider: str = ""
+    provider_ref: str = ""
+    safety: bool = False
+
+
+class OutcomeRow(msgspec.Struct, frozen=True):
+    """One row of notifier.outcome, and one record of `push.outcomes.v1`."""
+
+    shard: int
+    gen: int
+    seq: int
+    user_id: str
+    message_id: str
+    campaign: str
+    variant: str
+    outcome: str
+    reason: str
+    provider: str
+    occurred_at: int
+    recorded_at: int
+
+
+_COLUMNS = [name for name in Message.__struct_fields__ if name != "safety"]
+_ARRAYS = {
+    "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
+    "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint",
+}  # fmt: skip
+_INSERT = (
+    f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("
+    + ", ".join(f"${n}::{_ARRAYS.get(name, 'text')}[]" for n, name in enumerate(_COLUMNS, 1))
+    + ") ON CONFLICT (month, message_id) DO NOTHING RETURNING message_id"
+)
+_ATTEMPT = """
+UPDATE notifier.message m SET state = 'attempted', attempts = m.attempts + 1, attempted_at = $4
+FROM unnest($1::text[], $2::text[]) AS n(month, message_id)
+WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($3::int[]) AND m.state = 'intent'
+RETURNING m.message_id
+"""
+_SETTLE = """
+UPDATE notifier.message m SET state = n.state, reason = n.reason, provider = n.provider, provider_ref = n.ref,
+    finished_at = CASE WHEN n.state = 'intent' THEN NULL ELSE $8 END
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS n(month, message_id, state, reason, provider, ref)
+WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($7::int[])
+    AND m.state IN ('intent', 'attempted')
+RETURNING m.message_id
+"""
+_OPEN = f"""
+SELECT {", ".join(_COLUMNS)} FROM notifier.message WHERE shard = ANY($1::int[]) AND state IN ('intent', 'attempted')
+ORDER BY planned_at
+"""
+_OPENED = """
+UPDATE notifier.message SET opened_at = $4 WHERE month = $1 AND message_id = $2 AND user_id = $3 AND opened_at IS NULL
+RETURNING campaign, variant, provider
+"""
+_OUTCOME_COLUMNS = list(OutcomeRow.__struct_fields__)
+_UNSENT = f"""
+SELECT {", ".join(_OUTCOME_COLUMNS)} FROM notifier.outcome WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3
+"""
+
+
+def from_verdict(
+    verdict: Verdict, campaign: Campaign, *, shard: int, user_id: str, occurrence: str, now_ms: int
+) -> Message:
+    """The row a verdict becomes; the caller adds what caused it."""
+    message = Message(
+        month=verdict.message_id.partition("-")[0],
+        message_id=verdict.message_id,
+        shard=shard,
+        user_id=user_id,
+        campaign=campaign.id,
+        campaign_version=campaign.version,
+        variant="treated",
+        occurrence=occurrence,
+        state="intent",
+        planned_at=now_ms,
+        on_unknown=campaign.on_unknown,
+        safety=campaign.safety,
+    )
+    match verdict:
+        case Send():
+            message.device_id, message.token = verdict.device.id, verdict.device.token
+            message.title, message.body = verdict.title, verdict.body
+            message.collapse_id, message.expires_at = verdict.collapse_id, verdict.expires_at
+        case Suppress():
+            message.state, message.reason = "suppressed", verdict.reason.value
+        case HeldOut():
+            message.state, message.variant = "held_out", "holdout"
+    return message
+
+
+async def insert(connection: Connection, rows: list[Message]) -> set[str]:
+    """Write new messages; the ids of those that were not there before."""
+    columns = [[getattr(row, name) for row in rows] for name in _COLUMNS]
+    return {row["message_id"] for row in await connection.fetch(_INSERT, *columns)}
+
+
+async def attempt(connection: Connection, rows: list[Message], shards: list[int], now_ms: int) -> set[str]:
+    """Note that these are about to be written to the wire; the ids that were still waiting for it."""
+    found = await connection.fetch(_ATTEMPT, [r.month for r in rows], [r.message_id for r in rows], shards, now_ms)
+    return {row["message_id"] for row in found}
+
+
+async def settle(connection: Connection, rows: list[Message], shards: list[int], now_ms: int) -> set[str]:
+    """Write the state the rows now carry; the ids of those that were open until then."""
+    found = await connection.fetch(
+        _SETTLE,
+        [r.month for r in rows],
+        [r.message_id for r in rows],
+        [r.state for r in rows],
+        [r.reason for r in rows],
+        [r.provider for r in rows],
+        [r.provider_ref for r in rows],
+        shards,
+        now_ms,
+    )
+    return {row["message_id"] for row in found}
+
+
+async def opened(connection: Connection, message_id: str, user_id: str, at: int) -> dict[str, Any] | None:
+    """Note the first tap on a message; campaign, variant and provider, or None if it is not this user's."""
+    row = await connection.fetchrow(_OPENED, message_id.partition("-")[0], message_id, user_id, at)
+    return dict(row) if row is not None else None
+
+
+async def open_messages(pool: Pool, shards: Iterable[int]) -> list[Message]:
+    """Messages without an outcome, oldest first."""
+    return [Message(**dict(row)) for row in await pool.fetch(_OPEN, list(shards))]
+
+
+async def append_outcomes(connection: Connection, rows: list[OutcomeRow]) -> None:
+    await connection.copy_records_to_table(
+        "outcome",
+        schema_name="notifier",
+        columns=_OUTCOME_COLUMNS,
+        records=[msgspec.structs.astuple(row) for row in rows],
+    )
+
+
+async def unsent_outcomes(pool: Pool, shard: int, relayed: int, limit: int = 5000) -> list[OutcomeRow]:
+    return [OutcomeRow(**dict(row)) for row in await pool.fetch(_UNSENT, shard, relayed, limit)]
+
+
+def number(owner: Owner, message: Message, outcome: str, at: int, recorded_at: int) -> OutcomeRow:
+    """The message's outcome under the shard's next number."""
+    seq = owner.next_seq
+    owner.next_seq += 1
+    return OutcomeRow(
+        message.shard, owner.gen, seq, message.user_id, message.message_id, message.campaign, message.variant,
+        outcome, message.reason, message.provider, at, recorded_at,
+    )  # fmt: skip
+
+
+class Months:
+    """Partitions of notifier.message; each month's is made before its first message."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._made: set[str] = set()
+
+    async def ensure(self, months: Iterable[str]) -> None:
+        for month in sorted(set(months) - self._made):
+            if not (len(month) == 4 and month.isdecimal()):
+                raise ValueError(f"not a month: {month!r}")
+            async with transaction(self._pool) as connection:
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('perennial.partitions'))")
+                await connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS notifier.message_{month} PARTITION OF notifier.message"
+                    f" FOR VALUES IN ('{month}') WITH (fillfactor = 70)"
+                )
+            self._made.add(month)

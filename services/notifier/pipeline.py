@@ -1,0 +1,278 @@
+"""The way of a feed row to a message: fold the recipient, plan, keep the message before anything is sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from services.notifier import messages
+from services.notifier.book import Active, CampaignBook
+from services.notifier.dispatch import Dispatcher
+from services.notifier.domain.campaign import Occurrence, matches, occurrence_of
+from services.notifier.domain.plan import plan
+from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
+from services.notifier.messages import Message, Months, OutcomeRow
+from services.notifier.runs import Runs
+from shared.contracts.events import FeedRow, FeedTime, decode_feed
+from shared.data.db import Connection, Pool
+from shared.data.shard_owner import Owner, Position
+from shared.kafka.chain import judge
+from shared.kafka.fenced_reader import FencedReader, OwnedShard, batches
+from shared.kafka.relay import Relay
+from shared.kafka.shard_consumer import Polled
+from shared.process.clock import Clock
+from shared.process.metrics import GAPS, MESSAGES, REPEATS
+
+log = logging.getLogger("perennial.notifier")
+_PATIENCE = 3
+
+_LOAD = "SELECT user_id, body FROM notifier.recipient WHERE shard = $1 AND user_id = ANY($2::text[])"
+_SAVE = """
+INSERT INTO notifier.recipient (shard, user_id, body) SELECT * FROM unnest($1::int[], $2::text[], $3::bytea[])
+ON CONFLICT (shard, user_id) DO UPDATE SET body = excluded.body
+"""
+_FORGET = """
+DELETE FROM notifier.recipient r USING unnest($1::int[], $2::text[]) AS n(shard, user_id)
+WHERE r.shard = n.shard AND r.user_id = n.user_id
+"""
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a batch wants written: recipients (None: gone), new messages, taps."""
+
+    recipients: dict[tuple[int, str], Recipient | None] = field(default_factory=dict)
+    planned: list[Message] = field(default_factory=list)
+    taps: list[tuple[int, str, str, int]] = field(default_factory=list)
+
+
+class Notifier:
+    """The worker of a `FencedReader` on `user.feed.v1`; `reader` is set by the composition root."""
+
+    reader: FencedReader
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        book: CampaignBook,
+        relay: Relay[OutcomeRow],
+        dispatcher: Dispatcher,
+        runs: Runs,
+        clock: Clock,
+        most_cached: int,
+    ) -> None:
+        self._pool, self._book, self._relay, self._clock = pool, book, relay, clock
+        self._dispatcher, self._runs, self._months = dispatcher, runs, Months(pool)
+        self._most_cached = most_cached
+        self._recipients: dict[int, dict[str, Recipient | None]] = {}
+        self._failed_in_a_row = 0
+
+    # -- owning ---------------------------------------------------------------------------------------
+
+    async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
+        self._recipients = {shard: {} for shard in shards}
+
+    async def taken(self) -> None:
+        self._relay.own(self.reader.shards)
+        for shard, owned in self.reader.shards.items():
+            relayed = owned.owner.relayed
+            while relayed < owned.owner.next_seq - 1:
+                rows = await messages.unsent_outcomes(self._pool, shard, relayed)
+                if not rows:
+                    break
+                self._relay.put(shard, rows)
+                relayed = rows[-1].seq
+        await self._dispatcher.own(self.reader.shards)
+        self._runs.own(self.reader.shards)
+
+    def drop(self) -> None:
+        self._relay.disown_all()
+        self._dispatcher.disown()
+        self._runs.own(())
+        self._recipients = {}
+
+    def suspect(self, error: Exception) -> None:
+        self._failed_in_a_row += 1
+
+    # -- applying -------------------------------------------------------------------------------------
+
+    async def handle(self, polled: Polled) -> None:
+        pieces = [polled] if self._failed_in_a_row < _PATIENCE else batches(polled, 1)
+        for piece in pieces:
+            await self._relay.room()
+            await self._apply(piece)
+        self._failed_in_a_row = 0
+
+    async def idle(self) -> None:
+        await self._drop_dead_tokens()
+        page = await self._runs.next_page(self._heard)
+        if page is not None:
+            draft = Draft()
+            await self._load(page.shard, {member.user_id for member in page.members})
+            for member in page.members:
+                recipient = self._recipients[page.shard][member.user_id]
+                active = self._book.by_id.get(page.run.campaign)
+                occurrence = self._runs.occurrence(page.run, member)
+                if recipient is None or active is None or not self._runs.still_concerns(page.run, member, recipient):
+                    continue
+                self._plan(draft, active, recipient, occurrence, page.shard, member.entered_seq, 0, -1, page.run.run_id)
+            await self._commit([page.shard], {}, draft, self._runs.advance(page))
+
+    async def _apply(self, polled: Polled) -> None:
+        feed = {shard: [decode_feed(r.value or b"") for r in records] for shard, records in polled.records.items()}
+        for shard, rows in feed.items():
+            await self._load(shard, {row.user_id for row in rows if isinstance(row, FeedRow) and row.user_id})
+        draft = Draft()
+        positions: dict[int, Position] = {}
+        for shard, next_offset in polled.positions.items():
+            records = polled.records.get(shard, [])
+            position = self.reader.shards[shard].position
+            gen, last = position.last_gen, position.last_src
+            for row in feed.get(shard, []):
+                if isinstance(row, FeedTime):
+                    continue
+                if row.gen > gen:
+                    # a restored segmenter numbers on from beyond what it had published
+                    gen, last = row.gen, row.prev_seq
+                link = "repeat" if row.gen < gen else judge(last, row.prev_seq, row.seq) if last >= 0 else "apply"
+                if link != "apply":
+                    (REPEATS if link == "repeat" else GAPS).labels("notifier").inc()
+                    if link == "gap":
+                        log.error(
+                            "feed rows are missing; run `perennial repair`",
+                            extra={"fields": {"shard": shard, "last": last, "prev": row.prev_seq}},
+                        )
+                    continue
+                self._row(draft, shard, row)
+                last = row.seq
+            positions[shard] = self.reader.advanced(
+                shard, records[-1] if records else None, next_offset, last_src=last, last_gen=gen
+            )
+        await self._commit(list(positions), positions, draft, None)
+
+    def _row(self, draft: Draft, shard: int, row: FeedRow) -> None:
+        """Fold one row, and plan what waits for it. Dead letters concern nobody here."""
+        if row.kind == "dead_letter" or not row.user_id:
+            return
+        known = self._recipients[shard].get(row.user_id)
+        now = fold(known, row)
+        if now is not known:
+            self._recipients[shard][row.user_id] = now
+            draft.recipients[shard, row.user_id] = now
+        if row.kind == "opened":
+            draft.taps.append((shard, row.user_id, row.payload["message_id"], row.occurred_at))
+        if now is None:
+            return
+        for active in self._book.on_change:
+            if matches(active.campaign.trigger, row):
+                self._plan(draft, active, now, occurrence_of(row), shard, row.seq, row.gen, row.src, "")
+
+    def _plan(
+        self,
+        draft: Draft,
+        active: Active,
+        recipient: Recipient,
+        occurrence: Occurrence,
+        shard: int,
+        seq: int,
+        gen: int,
+        src: int,
+        run_id: str,
+    ) -> None:
+        now = self._clock.now_ms()
+        campaign = active.campaign
+        verdict = plan(
+            campaign, recipient, occurrence, now, self._book.salt, active.compiled, self._book.consent_required
+        )
+        message = messages.from_verdict(
+            verdict, campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence.id, now_ms=now
+        )
+        message.cause_seq, message.cause_gen, message.cause_src, message.run_id = seq, gen, src, run_id
+        draft.planned.append(message)
+
+    def _heard(self, shard: int) -> tuple[int, int]:
+        """The last (gen, seq) of the segmenter's ledger that is applied here."""
+        position = self.reader.shards[shard].position
+        return position.last_gen, position.last_src
+
+    async def _drop_dead_tokens(self) -> None:
+        dead = self._dispatcher.take_dead_tokens()
+        if not dead:
+            return
+        draft = Draft()
+        for shard, user_id, token in dead:
+            await self._load(shard, {user_id})
+            known = self._recipients[shard].get(user_id)
+            if known is not None and (now := drop_token(known, token)) is not known:
+                self._recipients[shard][user_id] = now
+                draft.recipients[shard, user_id] = now
+        await self._commit(sorted({shard for shard, _, _ in dead}), {}, draft, None)
+
+    async def recipient(self, shard: int, user_id: str) -> Recipient | None:
+        """The recipient as last folded; asked before a message that waited is sent after all."""
+        if shard not in self._recipients:
+            return None
+        await self._load(shard, {user_id})
+        return self._recipients.get(shard, {}).get(user_id)
+
+    async def _load(self, shard: int, user_ids: set[str]) -> None:
+        cache = self._recipients[shard]
+        missing = sorted(user_id for user_id in user_ids if user_id not in cache)
+        if not missing:
+            return
+        found = {row["user_id"]: row["body"] for row in await self._pool.fetch(_LOAD, shard, missing)}
+        for user_id in missing:
+            if user_id not in cache:
+                cache[user_id] = decode_recipient(found[user_id]) if user_id in found else None
+
+    # -- writing --------------------------------------------------------------------------------------
+
+    async def _commit(
+        self, shards: list[int], positions: Mapping[int, Position], draft: Draft, also: messages.Write | None
+    ) -> None:
+        """Write the draft in one transaction, then publish its outcomes and hand its intents over."""
+        await self._months.ensure(m.month for m in draft.planned)
+        outcomes: list[OutcomeRow] = []
+        fresh: set[str] = set()
+
+        async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
+            kept = sorted((s, u, encode_recipient(r)) for (s, u), r in draft.recipients.items() if r is not None)
+            if kept:
+                await connection.execute(_SAVE, *map(list, zip(*kept, strict=True)))
+            gone = sorted(key for key, r in draft.recipients.items() if r is None)
+            if gone:
+                await connection.execute(_FORGET, *map(list, zip(*gone, strict=True)))
+            real = self._clock.real_ms()
+            if draft.planned:
+                fresh.update(await messages.insert(connection, draft.planned))
+                for message in draft.planned:
+                    if message.state != "intent" and message.message_id in fresh:
+                        outcomes.append(
+                            messages.number(owners[message.shard], message, message.state, message.planned_at, real)
+                        )
+            for shard, user_id, message_id, at in draft.taps:
+                found = await messages.opened(connection, message_id, user_id, at)
+                if found is not None:
+                    tapped = Message("", message_id, shard, user_id, found["campaign"], 0, found["variant"], "", "", 0)
+                    tapped.provider = found["provider"]
+                    outcomes.append(messages.number(owners[shard], tapped, "opened", at, real))
+            if outcomes:
+                await messages.append_outcomes(connection, outcomes)
+            if also is not None:
+                await also(connection)
+
+        await self.reader.commit(shards, positions, write)
+        for row in outcomes:
+            MESSAGES.labels(row.outcome).inc()
+            self._relay.put(row.shard, [row])
+        self._dispatcher.put([m for m in draft.planned if m.state == "intent" and m.message_id in fresh])
+        self._trim(shards)
+
+    def _trim(self, shards: list[int]) -> None:
+        most = max(1000, self._most_cached // max(1, len(self._recipients)))
+        for shard in shards:
+            cache = self._recipients.get(shard, {})
+            while len(cache) > most:
+                del cache[next(iter(cache))]

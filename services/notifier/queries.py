@@ -1,0 +1,90 @@
+"""What the notifier's API asks of Postgres."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from shared.contracts.identifiers import shard_of
+from shared.data.db import Pool
+from shared.process.clock import iso, iso_or_none
+
+_MESSAGES = """
+SELECT m.*, r.context_id, r.log_id AS context_log_id, r.context_offset
+FROM notifier.message m LEFT JOIN notifier.run r ON r.run_id = m.run_id
+WHERE ($1 = '' OR (m.shard = $2 AND m.user_id = $1)) AND ($3 = '' OR m.campaign = $3) AND ($4 = '' OR m.state = $4)
+    AND m.message_id > $5
+ORDER BY m.message_id LIMIT $6
+"""
+_CONTEXT = """
+SELECT context_id, kind, chain_id, log_id, context_offset, verdict, cities, body, received_at
+FROM notifier.context_event ORDER BY received_at DESC, context_offset DESC LIMIT $1
+"""
+_RESULTS = """
+SELECT variant, state, reason, count(*) AS messages, count(opened_at) AS opened FROM notifier.message
+WHERE campaign = $1 GROUP BY variant, state, reason ORDER BY variant, state, reason
+"""
+
+
+async def messages(
+    pool: Pool, shards: int, user: str, campaign: str, state: str, after: str, limit: int
+) -> list[dict[str, Any]]:
+    """Messages, each with the ledger row (shard, gen, seq) it goes back to, and the raw record or the run."""
+    shard = shard_of(user, shards) if user else 0
+    return [_message(dict(row)) for row in await pool.fetch(_MESSAGES, user, shard, campaign, state, after, limit)]
+
+
+def _message(row: dict[str, Any]) -> dict[str, Any]:
+    cause: dict[str, Any] = {"ledger": {"shard": row["shard"], "gen": row["cause_gen"], "seq": row["cause_seq"]}}
+    if row["cause_src"] >= 0:
+        cause["raw"] = {"partition": row["shard"], "offset": row["cause_src"]}
+    if row["run_id"]:
+        cause["run"] = {
+            "run_id": row["run_id"],
+            "context_id": row["context_id"],
+            "log_id": row["context_log_id"],
+            "context_offset": row["context_offset"],
+        }
+    return {
+        "message_id": row["message_id"],
+        "user_id": row["user_id"],
+        "campaign": row["campaign"],
+        "campaign_version": row["campaign_version"],
+        "variant": row["variant"],
+        "occurrence": row["occurrence"],
+        "state": row["state"],
+        "reason": row["reason"],
+        "provider": row["provider"] or None,
+        "provider_ref": row["provider_ref"] or None,
+        "title": row["title"] or None,
+        "body": row["body"] or None,
+        "collapse_id": row["collapse_id"] or None,
+        "expires_at": iso_or_none(row["expires_at"] or None),
+        "attempts": row["attempts"],
+        "planned_at": iso(row["planned_at"]),
+        "attempted_at": iso_or_none(row["attempted_at"]),
+        "finished_at": iso_or_none(row["finished_at"]),
+        "opened_at": iso_or_none(row["opened_at"]),
+        "cause": cause,
+    }
+
+
+async def context_events(pool: Pool, limit: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row["context_id"],
+            "kind": row["kind"],
+            "chain_id": row["chain_id"],
+            "verdict": row["verdict"],
+            "cities": row["cities"],
+            "facts": msgspec.json.decode(row["body"]),
+            "received_at": iso(row["received_at"]),
+            "context": {"log_id": row["log_id"], "offset": row["context_offset"]},
+        }
+        for row in await pool.fetch(_CONTEXT, limit)
+    ]
+
+
+async def results(pool: Pool, campaign: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in await pool.fetch(_RESULTS, campaign)]
