@@ -1,4 +1,4 @@
-"""What every test may use: servers, each started at most once for the whole run, and the rule that unit tests stay offline."""
+"""What every test may use: servers, each started at most once for the run; and that unit tests stay offline."""
 
 from __future__ import annotations
 

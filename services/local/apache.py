@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from services.local.broker import HOST, until_listening
+from services.local.broker import HOST, require_free, until_listening
 from services.local.program import LocalError, Program
 from shared.contracts.identifiers import fresh_id
 
@@ -63,6 +63,7 @@ class ApacheKafka:
             log=self.home / "logs" / "kafka.log",
             cwd=place,
         )
+        require_free(self.port)
         await self.program.start()
         await until_listening(self.program, self.port, START_SECONDS)
         return self.address

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from services.local import unprivileged
+from services.local.home import is_free
 from services.local.program import LocalError, Program
 
 HOST = "127.0.0.1"
@@ -63,6 +64,7 @@ class EmbeddedBroker:
             account=account,
             cwd=Path("/"),
         )
+        require_free(self.port)
         await self.program.start()
         await until_listening(self.program, self.port, START_SECONDS)
         return self.address
@@ -75,6 +77,14 @@ class EmbeddedBroker:
         if self.program is None:
             raise RuntimeError("the broker was never started")
         return await self.program.wait()
+
+
+def require_free(port: int) -> None:
+    """Whoever answers on the port later must be the program that was started."""
+    if not is_free(port):
+        raise LocalError(
+            f"port {port} (kafka) is already in use: end the program that holds it, or choose another --port"
+        )
 
 
 async def until_listening(program: Program, port: int, timeout_seconds: float) -> None:

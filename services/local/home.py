@@ -86,6 +86,19 @@ class Home:
         return status
 
 
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise
+        except OSError:
+            return False
+    return True
+
+
 def check_ports(base: int, wanted: list[str], bind: str = "127.0.0.1") -> None:
     """LocalError naming every port that cannot be had, whose it would be, and the option that moves them all."""
     if not 1 <= base <= 65_535 - max(OFFSETS.values()) - 1:
@@ -94,13 +107,10 @@ def check_ports(base: int, wanted: list[str], bind: str = "127.0.0.1") -> None:
     for name in wanted:
         port = base + OFFSETS[name]
         try:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((bind if name != "kafka" else "127.0.0.1", port))
+            if not is_free(port, bind if name != "kafka" else "127.0.0.1"):
+                busy.append(f"{port} ({name})")
         except PermissionError:
             raise LocalError(f"port {port} ({name}) needs more rights; choose a --port of 1024 or more") from None
-        except OSError:
-            busy.append(f"{port} ({name})")
     if busy:
         noun = "port" if len(busy) == 1 else "ports"
         raise LocalError(

@@ -99,7 +99,8 @@ async def acquire(
     taken: dict[int, tuple[Owner, dict[str, Position]]] = {shard: (owners[shard], {}) for shard in wanted}
     for row in await connection.fetch(_POSITIONS, service, wanted):
         fields = dict(row)
-        taken[fields.pop("shard")][1][fields["source"]] = Position(**fields)
+        shard = fields.pop("shard")
+        taken[shard][1][fields["source"]] = Position(**fields)
     return taken
 
 

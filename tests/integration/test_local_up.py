@@ -108,7 +108,7 @@ async def test_a_signal_stops_everything_in_order_and_a_second_start_finds_the_d
 ) -> None:
     """Senders stop before receivers, so the last events still arrive; and no process is left."""
     async with up(home, free_base()) as first:
-        await first.until("ready")
+        await first.until("READY")
         status = first.status
         assert set(status["pids"]) == {*SERVICES, "kafka", "postgres"}
         assert status["embedded"] == ["kafka", "postgres"]
@@ -122,7 +122,7 @@ async def test_a_signal_stops_everything_in_order_and_a_second_start_finds_the_d
     assert (home / "ends").read_text().split() == list(SERVICES)
     assert not (home / "status.json").exists()
     async with up(home, first.port) as second:
-        await second.until("ready")
+        await second.until("READY")
         again = second.status
         assert (again["write_key"], again["admin_key"]) == (status["write_key"], status["admin_key"])
         connection = await asyncpg.connect(again["postgres"])
@@ -134,18 +134,18 @@ async def test_a_signal_stops_everything_in_order_and_a_second_start_finds_the_d
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
 async def test_a_killed_up_leaves_no_process(home: Path) -> None:
     async with up(home, free_base()) as running:
-        await running.until("ready")
+        await running.until("READY")
         living = running.living()
         running.process.kill()
         await running.process.wait()
         await eventually(lambda: all(map(ended, living)), "every child ended")
         async with up(home, running.port) as again:
-            await again.until("ready")
+            await again.until("READY")
 
 
 async def test_a_child_that_dies_is_started_again_and_said(home: Path) -> None:
     async with up(home, free_base()) as running:
-        await running.until("ready")
+        await running.until("READY")
         before = running.status["pids"]
         os.kill(before["ingest"], signal.SIGKILL)
         assert "killed by signal 9" in await running.until("ingest ended")
@@ -159,7 +159,7 @@ async def test_a_child_that_dies_is_started_again_and_said(home: Path) -> None:
 async def test_a_dead_broker_is_a_new_log_and_the_services_meet_it_only_then(home: Path) -> None:
     """A service that went on would append to the new log under the old log's name."""
     async with up(home, free_base()) as running:
-        await running.until("ready")
+        await running.until("READY")
         before = running.status
         connection = await asyncpg.connect(before["postgres"])
         log_id = await connection.fetchval("SELECT log_id FROM control.installation")
@@ -181,7 +181,7 @@ async def test_a_dead_broker_is_a_new_log_and_the_services_meet_it_only_then(hom
 
 async def test_a_dead_postgres_comes_back_with_its_data(home: Path) -> None:
     async with up(home, free_base()) as running:
-        await running.until("ready")
+        await running.until("READY")
         before = running.status
         os.kill(before["pids"]["postgres"], signal.SIGKILL)
         await running.until("postgres ended")
@@ -195,7 +195,7 @@ async def test_a_dead_postgres_comes_back_with_its_data(home: Path) -> None:
 
 async def test_a_busy_port_and_a_busy_home_are_one_sentence_each(home: Path, server_home: Path) -> None:
     async with up(home, free_base()) as running:
-        await running.until("ready")
+        await running.until("READY")
         async with up(server_home / "other", running.port) as second:
             line = await second.until("refused")
             assert f"{running.port + 3} (ingest)" in line
@@ -210,6 +210,6 @@ async def test_apache_kafka_keeps_its_log_over_a_restart(home: Path) -> None:
     port = free_base()
     for attempt in range(2):
         async with up(home, port, "apache") as running:
-            await running.until("ready")
+            await running.until("READY")
             assert running.status["embedded"] == ["postgres"]
             assert not any("the log is a new one" in line for line in running.lines), attempt

@@ -1,7 +1,7 @@
 """Which brokers tests run on: the embedded one, Apache Kafka, or each in turn.
 
-A broker is started once for the whole run; tests keep apart by a topic prefix of their own (`topics_of`). It outlives every
-test's event loop, so it has one of its own.
+A broker is started once for the whole run; tests keep apart by a topic prefix of their own (`topics_of`). It outlives
+every test's event loop, so it has one of its own.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ async def main(home: str, port: str, kafka: str = "embedded") -> None:
     commands = {name: [sys.executable, str(DUMMY), name] for name in SERVICES}
     options = Options(Path(home), int(port), kafka=kafka, packs=("weather",), sandbox=True, shards=4, commands=commands)
     async with running(options, lambda text: print(text, flush=True)):
-        print("ready", flush=True)
+        print("READY", flush=True)
         await asyncio.Event().wait()
 
 

@@ -42,44 +42,44 @@ there are a hundred thousand a second."""
 _ABSENT = msgspec.Raw(b"null")
 
 
-class SingleBody(msgspec.Struct, gc=False):
+class SingleBody(msgspec.Struct, gc=False, rename="camel"):
     """The fields of an event that the gateway looks at; of any type, explicit nulls included."""
 
-    userId: Any = None  # noqa: N815 - the wire's names
-    anonymousId: Any = None  # noqa: N815
+    user_id: Any = None
+    anonymous_id: Any = None
     type: Any = None
     event: Any = None
-    messageId: Any = None  # noqa: N815
+    message_id: Any = None
     timestamp: Any = None
-    originalTimestamp: Any = None  # noqa: N815
-    sentAt: Any = None  # noqa: N815
-    writeKey: Any = None  # noqa: N815
+    original_timestamp: Any = None
+    sent_at: Any = None
+    write_key: Any = None
 
 
-class _SingleChecked(SingleBody, gc=False):
+class _SingleChecked(SingleBody, gc=False, rename="camel"):
     """A single event is also held to the types of what only ingest will read."""
 
-    messageId: str | None = None
+    message_id: str | None = None
     timestamp: str | None = None
-    originalTimestamp: str | None = None
-    sentAt: str | None = None
+    original_timestamp: str | None = None
+    sent_at: str | None = None
     properties: msgspec.Raw = _ABSENT
     traits: msgspec.Raw = _ABSENT
     context: msgspec.Raw = _ABSENT
 
 
-class BatchBody(msgspec.Struct, gc=False):
+class BatchBody(msgspec.Struct, gc=False, rename="camel"):
     batch: list[msgspec.Raw] | None = None
-    writeKey: Any = None  # noqa: N815
-    sentAt: Any = None  # noqa: N815
+    write_key: Any = None
+    sent_at: Any = None
     original: bytes = b""
     """Set where the body was read from a copy with its damaged text masked; then `batch` are slices of the copy."""
 
 
-class _Envelope(msgspec.Struct, gc=False):
+class _Envelope(msgspec.Struct, gc=False, rename="camel"):
     batch: list[msgspec.Raw] | None = None
-    writeKey: Any = None  # noqa: N815
-    sentAt: Any = None  # noqa: N815
+    write_key: Any = None
+    sent_at: Any = None
 
 
 _decode_event = msgspec.json.Decoder(SingleBody).decode
@@ -91,11 +91,8 @@ _encode = msgspec.json.Encoder().encode
 def open_single(body: bytes) -> SingleBody | Refused:
     """Read the body of a single call; whether it may be taken is for `single` to say."""
     if len(body) > MAX_EVENT_BYTES:
-        return Refused(
-            413,
-            "event_too_large",
-            f"an event may have {MAX_EVENT_BYTES} bytes; this one has {len(body)}",
-        )
+        most = f"an event may have {MAX_EVENT_BYTES} bytes; this one has {len(body)}"
+        return Refused(413, "event_too_large", most)
     try:
         if not body.isascii():
             body.decode()
@@ -133,41 +130,32 @@ def open_batch(body: bytes) -> BatchBody | Refused:
     if envelope.batch is None:
         return Refused(400, "missing_batch", 'the body needs "batch": a list of events')
     if len(envelope.batch) > MAX_BATCH_EVENTS:
-        count = len(envelope.batch)
-        return Refused(
-            413,
-            "too_many_events",
-            f"a batch may hold {MAX_BATCH_EVENTS} events; this one holds {count}",
-        )
-    return BatchBody(envelope.batch, envelope.writeKey, envelope.sentAt, original)
+        most = f"a batch may hold {MAX_BATCH_EVENTS} events; this one holds {len(envelope.batch)}"
+        return Refused(413, "too_many_events", most)
+    return BatchBody(envelope.batch, envelope.write_key, envelope.sent_at, original)
 
 
 def single(body: SingleBody, kind: str, value: bytes) -> Event | Refused:
     """The one event of a call to `/v1/<kind>`, or what it lacks."""
-    for name, given in (("userId", body.userId), ("anonymousId", body.anonymousId)):
+    for name, given in (("userId", body.user_id), ("anonymousId", body.anonymous_id)):
         fault = _id_fault(given)
         if fault:
-            return Refused(
-                400,
-                "invalid_id",
-                f"{name} must be a string of 1 to {MAX_ID_CHARS} characters; it {fault}",
-            )
-    user_id = body.userId or body.anonymousId
+            expected = f"a string of 1 to {MAX_ID_CHARS} characters"
+            return Refused(400, "invalid_id", f"{name} must be {expected}; this one {fault}")
+    user_id = body.user_id or body.anonymous_id
     if not user_id:
         return Refused(400, "missing_id", "an event needs userId or anonymousId")
-    if kind == "track" and not (isinstance(body.event, str) and body.event):
-        return Refused(
-            400,
-            "missing_event",
-            'a track call needs "event": the name of what happened',
-        )
-    return user_id, kind, _message_id(body, value), _sent_at(body.sentAt), value
+    if kind == "track" and not _is_id(body.event):
+        return Refused(400, "missing_event", f'a track call needs "event", a name of 1 to {MAX_ID_CHARS} characters')
+    if body.type is not None and body.type != kind:
+        return Refused(400, "wrong_type", f'"type" may be left out here; if given, it must be "{kind}"')
+    return user_id, kind, _message_id(body, value), _sent_at(body.sent_at), value
 
 
 def batch(body: BatchBody) -> list[Event]:
     """Every element of a batch, in order and as it came; sent at the envelope's `sentAt`, else at its own."""
     assert body.batch is not None
-    envelope = None if body.sentAt is None else _sent_at(body.sentAt)
+    envelope = None if body.sent_at is None else _sent_at(body.sent_at)
     events: list[Event] = []
     values = map(bytes, body.batch) if not body.original else _slices(body)
     for raw, value in zip(body.batch, values, strict=True):
@@ -177,16 +165,16 @@ def batch(body: BatchBody) -> list[Event]:
             events.append((None, "", content_message_id(value), envelope or b"", value))
             continue
         # `_is_id` is written out: this loop is the gateway's hottest
-        user_id = event.userId
+        user_id = event.user_id
         if type(user_id) is not str or not 0 < len(user_id) <= MAX_ID_CHARS or "\x00" in user_id:
-            user_id = event.anonymousId if _is_id(event.anonymousId) else None
+            user_id = event.anonymous_id if _is_id(event.anonymous_id) else None
         kind = event.type
         if type(kind) is not str or len(kind) > _MAX_TEXT:
             kind = kind[:_MAX_TEXT] if type(kind) is str else ""
-        message_id = event.messageId
+        message_id = event.message_id
         if type(message_id) is not str or not 0 < len(message_id) <= MAX_ID_CHARS or "\x00" in message_id:
             message_id = _message_id(event, value)
-        sent_at = _sent_at(event.sentAt) if envelope is None else envelope
+        sent_at = _sent_at(event.sent_at) if envelope is None else envelope
         events.append((user_id, kind, message_id, sent_at, value))
     return events
 
@@ -209,14 +197,14 @@ def _id_fault(given: Any) -> str:
         return ""
     if not isinstance(given, str):
         return f"is {'a number' if isinstance(given, int | float) and not isinstance(given, bool) else 'not a string'}"
-    return "contains a NUL character" if "\x00" in given else f"has {len(given)}"
+    return "contains a NUL character" if "\x00" in given else f"has {len(given)} characters"
 
 
 def _message_id(event: SingleBody, value: bytes) -> str | None:
-    given = event.messageId
+    given = event.message_id
     if _is_id(given):
         return given  # type: ignore[no-any-return]
-    if event.timestamp is not None or event.originalTimestamp is not None:
+    if event.timestamp is not None or event.original_timestamp is not None:
         return content_message_id(value)
     return None
 

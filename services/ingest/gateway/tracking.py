@@ -205,7 +205,7 @@ class Tracking:
         if isinstance(opened, Refused):
             return opened
         if source is None:
-            key = opened.writeKey
+            key = opened.write_key
             if not isinstance(key, str) or not key:
                 return NO_KEY
             source = self._keys.source_of(key)
