@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import asyncpg
 import typer
@@ -18,9 +18,6 @@ from services.local.program import LocalError
 from services.local.up import connected
 from shared.contracts.topics import Names
 from shared.process.errors import Fatal, Transient
-
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,7 +80,7 @@ class Target:
         self.shards = int(status.get("shards", 32))
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[Postgres]:
+    async def database(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """A connection; LocalError where the schema is missing as well."""
         async with connected(self.dsn) as connection:
             try:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import asyncpg
-
 from services import packs
 from services.local.program import LocalError
 from shared.contracts.rules import Rules, decode_rules
-
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
+from shared.data.db import Connection
 
 
 def load(name: str) -> Rules:
@@ -22,13 +16,13 @@ def load(name: str) -> Rules:
         raise LocalError(f"pack {name}: {error}") from error
 
 
-async def apply(connection: Postgres, name: str) -> str:
+async def apply(connection: Connection, name: str) -> str:
     """Installs the pack's rules as the newest version, unless they are that already; what was done, in words."""
     done = await packs.install_version(connection, load(name))
     return f"rules version {done.version}" + (" installed" if done.new else " is in force already")
 
 
-async def version(connection: Postgres, number: int | None = None) -> Rules | None:
+async def version(connection: Connection, number: int | None = None) -> Rules | None:
     """One rules version, the newest by default; None where there is none."""
     row = await connection.fetchrow(
         "SELECT body FROM control.rules WHERE $1::int IS NULL OR version = $1 ORDER BY version DESC LIMIT 1", number
@@ -36,7 +30,7 @@ async def version(connection: Postgres, number: int | None = None) -> Rules | No
     return decode_rules(row["body"]) if row is not None else None
 
 
-async def rollback(connection: Postgres, number: int) -> str:
+async def rollback(connection: Connection, number: int) -> str:
     """Installs an old version's content as the newest one: versions themselves never change."""
     rules = await version(connection, number)
     if rules is None:

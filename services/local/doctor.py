@@ -10,7 +10,7 @@ import aiohttp
 
 from services.local.program import LocalError
 from services.local.topics import check_topics
-from services.local.up import SERVICES, connected
+from services.local.up import SERVICES, connected, ready_path
 from shared.contracts.topics import Names
 
 
@@ -47,6 +47,11 @@ def processes(pids: dict[str, int | None], status: dict[str, Any]) -> list[str]:
     return problems
 
 
+def checks(service: str) -> tuple[tuple[str, str], ...]:
+    ready = (ready_path(service), "is not ready")
+    return (ready,) if service == "sandbox" else (("/healthz", "makes no progress"), ready)
+
+
 async def readiness(status: dict[str, Any]) -> list[str]:
     problems = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
@@ -54,7 +59,7 @@ async def readiness(status: dict[str, Any]) -> list[str]:
             url = status.get(name)
             if not url:
                 continue
-            for path, wrong in (("/healthz", "makes no progress"), ("/readyz", "is not ready")):
+            for path, wrong in checks(name):
                 try:
                     async with session.get(url + path) as answer:
                         if answer.status != 200:

@@ -22,6 +22,7 @@ def environment(
     prefix: str = "",
     sandbox: bool = False,
     dev: bool = False,
+    quick_groups: bool = False,
 ) -> dict[str, str]:
     """The whole environment of a child. What the caller's environment says stays, where this does not say it."""
     env = dict(os.environ)
@@ -31,9 +32,14 @@ def environment(
         "PERENNIAL_PREFIX": prefix,
         "PERENNIAL_SHARDS": str(shards),
         "PERENNIAL_HOME": str(home.path),
+        "PERENNIAL_INSTANCE": "local",
         "PERENNIAL_CLOCK": str(home.clock_file) if dev else "",
     }
     env |= {f"PERENNIAL_{name.upper()}_PORT": str(port + OFFSETS[name]) for name in OFFSETS if name != "kafka"}
+    if quick_groups:
+        # The embedded broker lets a group begin only after half a session, so a long one is a slow start.
+        for name in ("INGEST", "SEGMENTER", "NOTIFIER"):
+            env.setdefault(f"PERENNIAL_{name}_SESSION_SECONDS", "6")
     if sandbox:
         env["PERENNIAL_NOTIFIER_FCM_URL"] = f"http://127.0.0.1:{port + OFFSETS['sandbox']}"
         env["PERENNIAL_NOTIFIER_FCM_ACCOUNT_FILE"] = str(home.fcm_account_file)

@@ -7,15 +7,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import asyncpg
+from typing import Literal
 
 from services.local.program import LocalError
 from shared.contracts.identifiers import fresh_id
-
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
+from shared.data.db import Connection
 
 Kind = Literal["write", "admin"]
 SOURCES: dict[Kind, str] = {"write": "app", "admin": "operator"}
@@ -31,7 +27,7 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-async def create(connection: Postgres, kind: Kind, source: str) -> str:
+async def create(connection: Connection, kind: Kind, source: str) -> str:
     """Makes a key and returns it; nothing keeps it in plain text. A revoked key's source may be used again."""
     key = fresh_id("wk_" if kind == "write" else "ak_")
     taken = await connection.fetchrow("SELECT revoked_at FROM control.key WHERE source = $1", source)
@@ -45,7 +41,7 @@ async def create(connection: Postgres, kind: Kind, source: str) -> str:
     return key
 
 
-async def revoke(connection: Postgres, source: str) -> None:
+async def revoke(connection: Connection, source: str) -> None:
     done = await connection.execute(
         "UPDATE control.key SET revoked_at = now() WHERE source = $1 AND revoked_at IS NULL", source
     )
@@ -53,7 +49,7 @@ async def revoke(connection: Postgres, source: str) -> None:
         raise LocalError(f"there is no valid key for the source {source!r}; `perennial keys list` shows them")
 
 
-async def ensure(connection: Postgres, path: Path) -> Keys:
+async def ensure(connection: Connection, path: Path) -> Keys:
     """The home's own two keys: those of the file while they are valid, new ones otherwise."""
     kept = read(path)
     plain: dict[Kind, str] = {}

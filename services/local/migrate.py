@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import asyncpg
 from alembic import command
@@ -17,9 +16,7 @@ from sqlalchemy.pool import NullPool
 from services.local.program import LocalError
 from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Topic
-
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
+from shared.data.db import Connection as PostgresConnection
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "deploy" / "migrations"
 LOCK = 0x7065_7265_6E6E
@@ -65,7 +62,7 @@ class LogChange:
     replaced: bool
 
 
-async def adopt_log(connection: Postgres, shards: int, log_id: str | None) -> LogChange:
+async def adopt_log(connection: PostgresConnection, shards: int, log_id: str | None) -> LogChange:
     """Records the log the installation reads from now on; the services must not run.
 
     `log_id` None means a new log that has no name of its own. Where the log was replaced, every feed row the notifier

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import json
 from operator import itemgetter
-from typing import TYPE_CHECKING
-
-import asyncpg
 
 from shared.contracts.events import decode_feed
 from shared.contracts.topics import Names, Topic
+from shared.data.db import Connection
 from shared.kafka.log_reader import LogReader
 
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
 
-
-async def restore(connection: Postgres, reader: LogReader, names: Names, shards: int) -> list[str]:
+async def restore(connection: Connection, reader: LogReader, names: Names, shards: int) -> list[str]:
     """Raises generation and numbers of both ledgers; epochs too, so that no owner writes under the old ones."""
     said = []
     for service, topic, number in (("segmenter", Topic.FEED, feed_number), ("notifier", Topic.OUTCOMES, json_number)):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 
+from shared.data.db import Connection
 from shared.process.clock import iso, iso_or_none
-
-if TYPE_CHECKING:
-    Postgres = asyncpg.Connection[asyncpg.Record]
 
 _LEDGER = """
 SELECT gen, seq, kind, payload, cause_type, cause_id, log_id, src, occurred_at, recorded_at, rules_version
@@ -45,7 +43,7 @@ SHOWN_KEYS = frozenset(
 """Of a raw event, what is shown as it is; anything else may be a person's."""
 
 
-async def road(connection: Postgres, user: str, shard: int) -> dict[str, Any]:
+async def road(connection: Connection, user: str, shard: int) -> dict[str, Any]:
     """Everything recorded of the user, messages with their causes."""
     ledger = [ledger_row(row) for row in await connection.fetch(_LEDGER, shard, user)]
     messages = await connection.fetch(_MESSAGES, shard, user)
@@ -139,7 +137,7 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
     return out
 
 
-async def dead_letters(connection: Postgres, reason: str, user: str, limit: int) -> list[dict[str, Any]]:
+async def dead_letters(connection: Connection, reason: str, user: str, limit: int) -> list[dict[str, Any]]:
     rows = await connection.fetch(_DEAD, reason, user, limit)
     return [
         {

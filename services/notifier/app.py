@@ -109,6 +109,7 @@ async def run() -> int:
                     env.kafka,
                     names.topic(topic),
                     names.group(service),
+                    instance=env.instance,
                     session_timeout_ms=int(settings.session_seconds * 1000),
                 ),
             )

@@ -82,7 +82,7 @@ RETURNING m.message_id
 """
 _SETTLE = """
 UPDATE notifier.message m SET state = n.state, reason = n.reason, provider = n.provider, provider_ref = n.ref,
-    finished_at = CASE WHEN n.state = 'intent' THEN NULL ELSE $8 END
+    finished_at = CASE WHEN n.state = 'intent' THEN NULL ELSE $8::bigint END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
     AS n(month, message_id, state, reason, provider, ref)
 WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($7::int[])

@@ -27,7 +27,13 @@ from shared.process.metrics import GAPS, MESSAGES, REPEATS
 log = logging.getLogger("perennial.notifier")
 _PATIENCE = 3
 
-_LOAD = "SELECT user_id, body FROM notifier.recipient WHERE shard = $1 AND user_id = ANY($2::text[])"
+# OFFSET 0 keeps the planner from turning the look-ups by key into a join that scans every recipient
+_LOAD = """
+SELECT w.shard, w.user_id, r.body FROM unnest($1::int[], $2::text[]) AS w(shard, user_id)
+CROSS JOIN LATERAL (
+    SELECT body FROM notifier.recipient t WHERE t.shard = w.shard AND t.user_id = w.user_id OFFSET 0
+) r
+"""
 _SAVE = """
 INSERT INTO notifier.recipient (shard, user_id, body) SELECT * FROM unnest($1::int[], $2::text[], $3::bytea[])
 ON CONFLICT (shard, user_id) DO UPDATE SET body = excluded.body
@@ -110,7 +116,7 @@ class Notifier:
         page = await self._runs.next_page(self._heard)
         if page is not None:
             draft = Draft()
-            await self._load(page.shard, {member.user_id for member in page.members})
+            await self._load({(page.shard, member.user_id) for member in page.members})
             for member in page.members:
                 recipient = self._recipients[page.shard][member.user_id]
                 active = self._book.by_id.get(page.run.campaign)
@@ -122,8 +128,9 @@ class Notifier:
 
     async def _apply(self, polled: Polled) -> None:
         feed = {shard: [decode_feed(r.value or b"") for r in records] for shard, records in polled.records.items()}
-        for shard, rows in feed.items():
-            await self._load(shard, {row.user_id for row in rows if isinstance(row, FeedRow) and row.user_id})
+        await self._load(
+            {(s, row.user_id) for s, rows in feed.items() for row in rows if isinstance(row, FeedRow) and row.user_id}
+        )
         draft = Draft()
         positions: dict[int, Position] = {}
         for shard, next_offset in polled.positions.items():
@@ -202,8 +209,8 @@ class Notifier:
         if not dead:
             return
         draft = Draft()
+        await self._load({(shard, user_id) for shard, user_id, _ in dead})
         for shard, user_id, token in dead:
-            await self._load(shard, {user_id})
             known = self._recipients[shard].get(user_id)
             if known is not None and (now := drop_token(known, token)) is not known:
                 self._recipients[shard][user_id] = now
@@ -214,18 +221,21 @@ class Notifier:
         """The recipient as last folded; asked before a message that waited is sent after all."""
         if shard not in self._recipients:
             return None
-        await self._load(shard, {user_id})
+        await self._load({(shard, user_id)})
         return self._recipients.get(shard, {}).get(user_id)
 
-    async def _load(self, shard: int, user_ids: set[str]) -> None:
-        cache = self._recipients[shard]
-        missing = sorted(user_id for user_id in user_ids if user_id not in cache)
+    async def _load(self, keys: set[tuple[int, str]]) -> None:
+        """Have these recipients in memory (None: not known here)."""
+        missing = sorted(key for key in keys if key[1] not in self._recipients[key[0]])
         if not missing:
             return
-        found = {row["user_id"]: row["body"] for row in await self._pool.fetch(_LOAD, shard, missing)}
-        for user_id in missing:
-            if user_id not in cache:
-                cache[user_id] = decode_recipient(found[user_id]) if user_id in found else None
+        rows = await self._pool.fetch(_LOAD, [k[0] for k in missing], [k[1] for k in missing])
+        found = {(row["shard"], row["user_id"]): row["body"] for row in rows}
+        for shard, user_id in missing:
+            cache = self._recipients.get(shard)
+            if cache is not None and user_id not in cache:
+                body = found.get((shard, user_id))
+                cache[user_id] = decode_recipient(body) if body is not None else None
 
     # -- writing --------------------------------------------------------------------------------------
 

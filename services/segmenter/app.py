@@ -72,7 +72,11 @@ async def run() -> int:
         consumer = await opened(
             stack,
             ShardConsumer(
-                env.kafka, topic, names.group("segmenter"), session_timeout_ms=int(settings.session_seconds * 1000)
+                env.kafka,
+                topic,
+                names.group("segmenter"),
+                instance=env.instance,
+                session_timeout_ms=int(settings.session_seconds * 1000),
             ),
         )
         reader = FencedReader(

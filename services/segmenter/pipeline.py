@@ -210,18 +210,17 @@ class Segmenter:
 
     async def _load(self, decisions: Mapping[int, list[Decision]]) -> None:
         """Have every user these decisions touch in memory, with the cold part and spilled ids where needed."""
-        wanted: dict[int, set[str]] = {}
-        for shard, several in decisions.items():
-            users = self._shards[shard].users
-            missing = {d.user_id for d in several if isinstance(d, Accepted) and d.user_id not in users}
-            if missing:
-                wanted[shard] = missing
-        for shard, user_ids in wanted.items():
-            users = self._shards[shard].users
-            found = await store.load(self._pool, shard, sorted(user_ids))
-            for user_id in user_ids:
-                kept = found.get(user_id)
-                users[user_id] = (
+        missing = {
+            (shard, decision.user_id)
+            for shard, several in decisions.items()
+            for decision in several
+            if isinstance(decision, Accepted) and decision.user_id not in self._shards[shard].users
+        }
+        if missing:
+            found = await store.load(self._pool, sorted(missing))
+            for shard, user_id in missing:
+                kept = found.get((shard, user_id))
+                self._shards[shard].users[user_id] = (
                     Entry(decode_hot(kept[1]), bucket=kept[0], known=True)
                     if kept is not None
                     else Entry(cold_known=True, spilled=set())
@@ -229,31 +228,30 @@ class Segmenter:
         await self._load_rest(decisions)
 
     async def _load_rest(self, decisions: Mapping[int, list[Decision]]) -> None:
+        cold: dict[store.Key, Entry] = {}
+        spilled: dict[store.Key, Entry] = {}
+        oldest: list[int] = []
         for shard, several in decisions.items():
             users = self._shards[shard].users
-            cold: set[str] = set()
-            spilled: set[str] = set()
-            oldest = 0
             for event in several:
                 if not isinstance(event, Accepted):
                     continue
                 entry = users[event.user_id]
                 if not entry.cold_known and needs_cold(entry.hot, event):
-                    cold.add(event.user_id)
+                    cold[shard, event.user_id] = entry
                 hour = event.received_at // HOUR_MS
                 if entry.spilled is None and entry.hot is not None and needs_spill(entry.hot.spilled_hour, hour):
-                    spilled.add(event.user_id)
-                    oldest = hour - KEEP_HOURS if oldest == 0 else min(oldest, hour - KEEP_HOURS)
-            if cold:
-                found = await store.load_cold(self._pool, shard, sorted(cold))
-                for user_id in cold:
-                    entry = users[user_id]
-                    entry.cold_known = True
-                    entry.cold = decode_cold(found[user_id]) if user_id in found else None
-            if spilled:
-                ids = await store.load_spilled(self._pool, shard, sorted(spilled), oldest // DAY_HOURS)
-                for user_id, hashes in ids.items():
-                    users[user_id].spilled = hashes
+                    spilled[shard, event.user_id] = entry
+                    oldest.append(hour - KEEP_HOURS)
+        if cold:
+            rows = await store.load_cold(self._pool, sorted(cold))
+            for key, entry in cold.items():
+                entry.cold_known = True
+                entry.cold = decode_cold(rows[key]) if key in rows else None
+        if spilled:
+            ids = await store.load_spilled(self._pool, sorted(spilled), min(oldest) // DAY_HOURS)
+            for key, entry in spilled.items():
+                entry.spilled = ids[key]
 
     # -- writing --------------------------------------------------------------------------------------
 

@@ -7,17 +7,24 @@ from typing import Any
 
 from shared.data.db import Connection, Pool
 
+# OFFSET 0 keeps the planner from turning the look-ups by key into a join that scans every user
 _LOAD = """
-SELECT u.user_id, u.due_bucket, u.hot
-FROM unnest($2::text[]) AS w(user_id) JOIN segmenter.user_state u ON u.shard = $1 AND u.user_id = w.user_id
+SELECT w.shard, w.user_id, u.due_bucket, u.hot FROM unnest($1::int[], $2::text[]) AS w(shard, user_id)
+CROSS JOIN LATERAL (
+    SELECT due_bucket, hot FROM segmenter.user_state s WHERE s.shard = w.shard AND s.user_id = w.user_id OFFSET 0
+) u
 """
 _LOAD_COLD = """
-SELECT u.user_id, u.cold
-FROM unnest($2::text[]) AS w(user_id) JOIN segmenter.user_state u ON u.shard = $1 AND u.user_id = w.user_id
-WHERE u.cold IS NOT NULL
+SELECT w.shard, w.user_id, u.cold FROM unnest($1::int[], $2::text[]) AS w(shard, user_id)
+CROSS JOIN LATERAL (
+    SELECT cold FROM segmenter.user_state s WHERE s.shard = w.shard AND s.user_id = w.user_id OFFSET 0
+) u WHERE u.cold IS NOT NULL
 """
 _LOAD_SPILL = """
-SELECT user_id, hash FROM segmenter.dedup_spill WHERE shard = $1 AND user_id = ANY($2::text[]) AND day >= $3
+SELECT w.shard, w.user_id, u.hash FROM unnest($1::int[], $2::text[]) AS w(shard, user_id)
+CROSS JOIN LATERAL (
+    SELECT hash FROM segmenter.dedup_spill s WHERE s.shard = w.shard AND s.user_id = w.user_id AND s.day >= $3 OFFSET 0
+) u
 """
 _SAVE = """
 INSERT INTO segmenter.user_state AS u (shard, user_id, due_bucket, rules_version, hot, cold)
@@ -73,21 +80,26 @@ WHERE shard = $1 AND user_id > $2 ORDER BY user_id LIMIT $3
 """
 
 
-async def load(pool: Pool, shard: int, user_ids: list[str]) -> dict[str, tuple[int | None, bytes]]:
+Key = tuple[int, str]
+"""(shard, user id)"""
+
+
+async def load(pool: Pool, keys: list[Key]) -> dict[Key, tuple[int | None, bytes]]:
     """Due bucket and hot row of the users that are known."""
-    rows = await pool.fetch(_LOAD, shard, user_ids)
-    return {row["user_id"]: (row["due_bucket"], row["hot"]) for row in rows}
+    rows = await pool.fetch(_LOAD, [k[0] for k in keys], [k[1] for k in keys])
+    return {(row["shard"], row["user_id"]): (row["due_bucket"], row["hot"]) for row in rows}
 
 
-async def load_cold(pool: Pool, shard: int, user_ids: list[str]) -> dict[str, bytes]:
-    return {row["user_id"]: row["cold"] for row in await pool.fetch(_LOAD_COLD, shard, user_ids)}
+async def load_cold(pool: Pool, keys: list[Key]) -> dict[Key, bytes]:
+    rows = await pool.fetch(_LOAD_COLD, [k[0] for k in keys], [k[1] for k in keys])
+    return {(row["shard"], row["user_id"]): row["cold"] for row in rows}
 
 
-async def load_spilled(pool: Pool, shard: int, user_ids: list[str], since_day: int) -> dict[str, set[int]]:
+async def load_spilled(pool: Pool, keys: list[Key], since_day: int) -> dict[Key, set[int]]:
     """Hashes of message ids that left these users' rings since `since_day` (days since 1970)."""
-    found: dict[str, set[int]] = {user_id: set() for user_id in user_ids}
-    for row in await pool.fetch(_LOAD_SPILL, shard, user_ids, since_day):
-        found[row["user_id"]].add(row["hash"])
+    found: dict[Key, set[int]] = {key: set() for key in keys}
+    for row in await pool.fetch(_LOAD_SPILL, [k[0] for k in keys], [k[1] for k in keys], since_day):
+        found[row["shard"], row["user_id"]].add(row["hash"])
     return found
 
 

@@ -38,6 +38,10 @@ def is_moment(error: BaseException) -> bool:
     return isinstance(error, _MOMENTS)
 
 
+async def _keep(_: Connection) -> None:
+    """Nothing here changes a session, so nothing has to be set back when it returns to the pool."""
+
+
 async def connect_pool(dsn: str, size: int = 6) -> Pool:
     """A pool whose sessions cannot hold a lock for long: a frozen owner must not block a takeover.
     `Transient` while the server is away."""
@@ -48,6 +52,7 @@ async def connect_pool(dsn: str, size: int = 6) -> Pool:
             max_size=size,
             timeout=10,
             command_timeout=60,
+            reset=_keep,
             server_settings={
                 "idle_in_transaction_session_timeout": "3000",
                 "statement_timeout": "60000",

@@ -42,6 +42,7 @@ class ShardConsumer:
         topic: str,
         group: str,
         *,
+        instance: str = "",
         session_timeout_ms: int = 30_000,
         max_bytes_per_partition: int = 1_048_576,
     ) -> None:
@@ -51,6 +52,8 @@ class ShardConsumer:
         self._consumer: AIOKafkaConsumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
+            # a static member that is back within its session takes its shards over at once
+            group_instance_id=f"{group}.{instance}" if instance else None,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",

@@ -28,6 +28,7 @@ class Installation(BaseSettings):
     clock: str = Field("", description="file that moves product time; empty: real time")
     home: str = Field(".perennial", description="folder for data, logs and last good definitions")
     bind: str = Field("127.0.0.1", description="address the services listen on")
+    instance: str = Field("", description="name that outlives a restart, unique among a service's replicas")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     crashpoint: str = Field("", description="test only: NAME:N ends the process hard at the Nth pass of NAME")
 

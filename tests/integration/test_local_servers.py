@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import psutil
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from services.local import definitions, keys, migrate, restoring, topics
 from services.local.broker import EmbeddedBroker
@@ -18,13 +20,14 @@ from services.local.postgres import EmbeddedPostgres, end_leftover
 from services.local.program import LocalError
 from shared.contracts.events import FeedTime, encode
 from shared.contracts.topics import SPECS, Names, Topic
-from shared.data.db import Pool
+from shared.data.db import Connection
 from shared.kafka.log_reader import LogReader
+from tests.support.brokers import MakeTopics
 from tests.support.ports import free_port
 
 
 @pytest.fixture
-async def connection(postgres: str):
+async def connection(postgres: str) -> AsyncIterator[Connection]:
     held = await asyncpg.connect(postgres)
     yield held
     await held.close()
@@ -110,7 +113,7 @@ async def test_migrations_at_once_wait_for_each_other(postgres_server: EmbeddedP
         await admin.close()
 
 
-async def test_the_number_of_shards_never_changes(connection) -> None:
+async def test_the_number_of_shards_never_changes(connection: Connection) -> None:
     first = await migrate.adopt_log(connection, 4, "cluster")
     assert first.first
     assert not (await migrate.adopt_log(connection, 4, "cluster")).replaced
@@ -118,7 +121,7 @@ async def test_the_number_of_shards_never_changes(connection) -> None:
         await migrate.adopt_log(connection, 8, "cluster")
 
 
-async def test_a_new_log_has_what_the_notifier_has_not_read(connection) -> None:
+async def test_a_new_log_has_what_the_notifier_has_not_read(connection: Connection) -> None:
     """Rows acknowledged by a log that is gone, but unread, would otherwise never be pushed."""
     await migrate.adopt_log(connection, 3, "old")
     await connection.execute(
@@ -160,7 +163,7 @@ async def test_a_broker_on_a_busy_port_says_so(server_home: Path, embedded_kafka
     await second.stop()
 
 
-async def test_keys_last_while_they_are_valid(connection, tmp_path: Path) -> None:
+async def test_keys_last_while_they_are_valid(connection: Connection, tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     first = await keys.ensure(connection, path)
     assert await keys.ensure(connection, path) == first
@@ -177,7 +180,7 @@ async def test_keys_last_while_they_are_valid(connection, tmp_path: Path) -> Non
         await keys.revoke(connection, "nobody")
 
 
-async def test_an_applied_pack_is_not_applied_twice_and_can_be_rolled_back(connection) -> None:
+async def test_an_applied_pack_is_not_applied_twice_and_can_be_rolled_back(connection: Connection) -> None:
     assert "rules version 1 installed" in await definitions.apply(connection, "weather")
     assert "in force already" in await definitions.apply(connection, "weather")
     assert "rules version 2 installed" in await definitions.apply(connection, "commerce")
@@ -187,15 +190,13 @@ async def test_an_applied_pack_is_not_applied_twice_and_can_be_rolled_back(conne
 
 
 async def test_after_a_restore_numbers_go_on_behind_what_readers_saw(
-    database: Pool, connection, kafka: str, topics_of
+    connection: Connection, kafka: str, topics_of: MakeTopics
 ) -> None:
     """Readers keep the greatest (gen, seq): a repeated number would be dropped as already seen."""
     names = await topics_of(kafka, 2)
     await connection.execute(
         "INSERT INTO spine.shard_owner (service, shard, next_seq, epoch) VALUES ('segmenter', 1, 5, 9)"
     )
-    from aiokafka import AIOKafkaProducer
-
     producer = AIOKafkaProducer(bootstrap_servers=kafka)
     await producer.start()
     await producer.send_and_wait(names.topic(Topic.FEED), encode(FeedTime(3, 70, 0)), partition=1)

@@ -22,6 +22,8 @@ from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Names
 from tests.support.ports import free_port
 
+MakeTopics = Callable[[str, int], Coroutine[Any, Any, Names]]
+
 
 class Loop:
     """An event loop for servers that live longer than one test: their children's ends are awaited on it."""
@@ -80,7 +82,7 @@ def kafka(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def topics_of() -> Callable[[str, int], Coroutine[Any, Any, Names]]:
+def topics_of() -> MakeTopics:
     """`await topics_of(address, shards)` makes a set of topics of this test's own, and returns their names."""
 
     async def make(address: str, shards: int) -> Names:

@@ -74,7 +74,9 @@ REFUSED_SINGLES: list[tuple[str, bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code"), [c[1:] for c in REFUSED_SINGLES], ids=[c[0] for c in REFUSED_SINGLES])
+@pytest.mark.parametrize(
+    ("body", "status", "code"), [c[1:] for c in REFUSED_SINGLES], ids=[c[0] for c in REFUSED_SINGLES]
+)
 def test_a_single_event_nobody_could_use_is_refused(body: bytes, status: int, code: str) -> None:
     answer = single(body)
     assert isinstance(answer, Refused)
@@ -129,7 +131,9 @@ REFUSED_BATCHES: list[tuple[str, bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "code"), [c[1:] for c in REFUSED_BATCHES], ids=[c[0] for c in REFUSED_BATCHES])
+@pytest.mark.parametrize(
+    ("body", "status", "code"), [c[1:] for c in REFUSED_BATCHES], ids=[c[0] for c in REFUSED_BATCHES]
+)
 def test_a_body_without_a_readable_list_is_refused(body: bytes, status: int, code: str) -> None:
     answer = batch(body)
     assert isinstance(answer, Refused)
@@ -191,7 +195,7 @@ def test_sent_at_is_milliseconds_or_what_came(given: str, sent_at: bytes) -> Non
 
 
 def test_the_envelopes_sent_at_goes_before_the_events_own() -> None:
-    """The envelope says when this was sent; an event waiting in a phone's queue may still say when that was last tried."""
+    """The envelope says when this was sent; an event may still say when its phone last tried."""
     own = b'{"batch":[{"userId":"u","sentAt":"2026-01-02T03:04:05Z"}]'
     alone, both = batch(own + b"}"), batch(own + b',"sentAt":"2026-01-02T03:04:06Z"}')
     assert not isinstance(alone, Refused)

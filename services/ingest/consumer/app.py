@@ -58,6 +58,7 @@ async def run() -> int:
                 installation.kafka,
                 names.topic(Topic.RAW),
                 names.group("ingest"),
+                instance=installation.instance,
                 session_timeout_ms=int(settings.session_seconds * 1000),
             ),
         )

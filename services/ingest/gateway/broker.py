@@ -66,7 +66,7 @@ class Broker:
         self._reader: LogReader | None = None
         self._doubt = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
-        self.away = "not connected yet"
+        self.away = "not connected to the broker yet"
 
     async def send(self, partition: int, records: list[Record]) -> None:
         if self._sender is None:

@@ -1,0 +1,269 @@
+"""How a test runs a whole installation: started in a home of its own, broken by pid, drained, and looked into.
+
+The processes are the product's own, started by `services.local.up`; a test may start second ones beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.local.home import is_free
+from services.local.program import Program
+from services.local.up import SERVICES, Installation, Options, running
+from shared.contracts.topics import Topic
+from tests.support import oracle, oracle_topics
+from tests.support.ports import free_base
+
+QUICK = {
+    "PERENNIAL_SEGMENTER_SESSION_SECONDS": "6",
+    "PERENNIAL_INGEST_SESSION_SECONDS": "6",
+    "PERENNIAL_NOTIFIER_SESSION_SECONDS": "6",
+    "PERENNIAL_INGEST_TIME_SECONDS": "1",
+}
+"""Short sessions, so that a test need not wait half a minute for a dead member to be missed."""
+
+_LAGGING = """
+SELECT coalesce(string_agg(problem, '; '), '') FROM (
+    SELECT 'relay of ' || service || ' ' || shard || ' at ' || relayed || ' of ' || next_seq - 1 AS problem
+      FROM spine.shard_owner WHERE relayed < next_seq - 1
+    UNION ALL
+    SELECT 'notifier ' || o.shard || ' read ' || coalesce(p.last_src, -1) || ' of ' || o.next_seq - 1
+      FROM spine.shard_owner o
+      LEFT JOIN spine.shard_position p ON p.service = 'notifier' AND p.shard = o.shard
+     WHERE o.service = 'segmenter' AND coalesce(p.last_src, -1) < o.next_seq - 1 AND o.next_seq > 1
+    UNION ALL
+    SELECT 'message ' || message_id || ' is ' || state FROM notifier.message WHERE state IN ('intent', 'attempted')
+    UNION ALL
+    SELECT 'rules walk of ' || shard FROM segmenter.shard_time WHERE rules_cursor IS NOT NULL
+) AS open
+"""
+_APPLIED = "SELECT shard, last_src FROM spine.shard_position WHERE service = 'segmenter'"
+
+
+async def eventually(look: Callable[[], Awaitable[str]], seconds: float, every: float = 0.2) -> None:
+    """Returns once `look` finds nothing to complain of; its last complaint otherwise."""
+    deadline = time.monotonic() + seconds
+    while problem := await look():
+        assert time.monotonic() < deadline, f"after {seconds:g} s still: {problem}"
+        await asyncio.sleep(every)
+
+
+class Rig:
+    """A running installation in a test's hands."""
+
+    def __init__(self, installation: Installation, http: aiohttp.ClientSession, stack: AsyncExitStack) -> None:
+        self.installation = installation
+        self.said: list[str] = []
+        self._http = http
+        self._stack = stack
+        self._extra = 0
+        self._stopped: set[int] = set()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.installation.status
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        assert self.installation.children is not None
+        return self.installation.children.restarts
+
+    def pid(self, name: str) -> int:
+        pid = self.status["pids"][name]
+        assert isinstance(pid, int), f"{name} does not run"
+        return pid
+
+    def log(self, name: str) -> str:
+        return (self.installation.home.logs / f"{name}.log").read_text(errors="replace")
+
+    # -- breaking
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def stop(self, pid: int) -> None:
+        """Freeze a process; thawed at the end at the latest."""
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped.add(pid)
+
+    def cont(self, pid: int) -> None:
+        os.kill(pid, signal.SIGCONT)
+        self._stopped.discard(pid)
+
+    def thaw(self) -> None:
+        for pid in list(self._stopped):
+            with contextlib.suppress(ProcessLookupError):
+                self.cont(pid)
+
+    async def restart(self, name: str, **env: str) -> None:
+        """End a service orderly; it comes back with `env` added, once: its next start is as before."""
+        assert self.installation.children is not None
+        program = self.installation.children.program(name)
+        before, plain = self.pid(name), dict(program.env)
+        program.env |= env
+        try:
+            os.kill(before, signal.SIGTERM)
+
+            async def replaced() -> str:
+                return "" if program.pid not in {None, before} else f"{name} was not started again"
+
+            await eventually(replaced, 40)
+        finally:
+            program.env = plain
+
+    async def arm(self, name: str, crashpoint: str) -> int:
+        """Have a service end hard (or freeze) at a named point; the pid of the process that will."""
+        await self.restart(name, PERENNIAL_CRASHPOINT=crashpoint)
+        return self.pid(name)
+
+    async def gone(self, name: str, pid: int, seconds: float = 30) -> None:
+        """Wait until the service's process `pid` was replaced."""
+
+        async def replaced() -> str:
+            return "" if self.status["pids"][name] not in {None, pid} else f"{name} {pid} still runs"
+
+        await eventually(replaced, seconds)
+
+    async def without(self, name: str) -> None:
+        """End a service and leave it ended; `back` starts it."""
+        assert self.installation.children is not None
+        await self.installation.children.stop(names=[name])
+
+    async def back(self, name: str) -> None:
+        assert self.installation.children is not None
+        await self.installation.children.start([name])
+
+    async def second(self, name: str, **env: str) -> Program:
+        """One more process of a service, with its own port; ended with the installation."""
+        assert self.installation.children is not None
+        self._extra += 1
+        port = next(
+            p for p in range(self.installation.options.port + 30 + self._extra, 65_000) if p % 50 > 29 and is_free(p)
+        )
+        told = {**self.installation.children.program(name).env, f"PERENNIAL_{name.upper()}_PORT": str(port), **env}
+        argv = [sys.executable, "-m", SERVICES[name]]
+        program = Program(f"{name}-{self._extra + 1}", argv, env=told, log=self.installation.home.logs / f"{name}2.log")
+        await program.start()
+        self._stack.push_async_callback(program.stop, 10.0)
+        self._stack.callback(self.thaw)
+        await self.serves(f"http://127.0.0.1:{port}")
+        program.env["URL"] = f"http://127.0.0.1:{port}"
+        return program
+
+    async def serves(self, url: str, seconds: float = 30) -> None:
+        async def up() -> str:
+            try:
+                async with self._http.get(f"{url}/healthz") as answer:
+                    return "" if answer.status == 200 else f"{url}: {answer.status}"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                return f"{url}: {error!r}"
+
+        await eventually(up, seconds)
+
+    # -- using
+
+    async def post(self, events: Sequence[Mapping[str, Any]], attempts: int = 40) -> int:
+        """Post a batch until it is taken, as a client does; how many attempts that took."""
+        auth = aiohttp.BasicAuth(self.status["write_key"], "")
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self._http.post(
+                    self.status["gateway"] + "/v1/batch", json={"batch": list(events)}, auth=auth
+                ) as answer:
+                    if answer.status == 200:
+                        return attempt
+                    assert answer.status in (429, 500, 503), f"{answer.status}: {await answer.text()}"
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(0.25)
+        raise AssertionError("the gateway took nothing")
+
+    async def metric(self, url: str, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that carry `labels`, as a process at `url` tells it."""
+        async with self._http.get(f"{url}/metrics") as answer:
+            text = await answer.text()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        async with self.installation.database() as connection:
+            yield connection
+
+    # -- the end
+
+    async def drained(self, seconds: float = 60) -> None:
+        """Wait until every raw record is applied and everything that follows from it was sent."""
+        prefix = self.status["prefix"]
+        raw = await oracle_topics.ends(self.status["kafka"], prefix + Topic.RAW.value, self.status["shards"])
+        async with self.database() as connection:
+
+            async def lagging() -> str:
+                nonlocal raw
+                applied = {row["shard"]: row["last_src"] for row in await connection.fetch(_APPLIED)}
+                behind = {s: (applied.get(s, -1), end - 1) for s, end in raw.items() if applied.get(s, -1) < end - 1}
+                if behind:
+                    return f"raw records are not applied, shard: (applied, last) {behind}"
+                problem = str(await connection.fetchval(_LAGGING))
+                if problem:
+                    return problem
+                now = await oracle_topics.ends(self.status["kafka"], prefix + Topic.RAW.value, self.status["shards"])
+                raw, before = now, raw
+                return "" if now == before else "raw still grows"
+
+            await eventually(lagging, seconds)
+
+    async def differences(self, **allowed: Any) -> list[str]:
+        """What the oracle finds, once everything is drained."""
+        await self.drained()
+        return await oracle.examine(self.status, **allowed)
+
+
+@asynccontextmanager
+async def installed(
+    home: Path, *, kafka: str = "embedded", shards: int = 4, dev: bool = False, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Rig]:
+    """An installation with the weather pack and the push sandbox, on free ports."""
+    told = {**QUICK, **(env or {})}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    said: list[str] = []
+    options = Options(
+        home, free_base(), kafka=kafka, packs=("weather",), sandbox=True, dev=dev, shards=shards
+    )
+    try:
+        async with (
+            running(options, said.append) as installation,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as http,
+            AsyncExitStack() as stack,
+        ):
+            rig = Rig(installation, http, stack)
+            rig.said = said
+            assert not any("not ready" in line for line in said), said
+            try:
+                yield rig
+            finally:
+                rig.thaw()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,247 @@
+"""What every user of a shard should be, from its first decisions and its recorded ticks; compared with what is kept."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from shared.contracts.events import Accepted, Moved, Rejected
+from tests.support.oracle_log import Decided
+from tests.support.oracle_person import Book, Person, Row
+from tests.support.oracle_snapshot import Snapshot, cold, hot
+
+FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"}
+ROLES = ((1, "customer"), (2, "repeat"), (4, "loyal"))
+
+
+class Shard:
+    """One shard as it should be."""
+
+    def __init__(self, snapshot: Snapshot, shard: int, decided: Decided, problems: list[str]) -> None:
+        self.shard = shard
+        self.people: dict[str, Person] = {}
+        self.dead: list[tuple[str, int, str]] = []
+        self.duplicates = 0
+        self.version = 0
+        self._problems = problems
+        self._books = {version: Book(version, body) for version, body in snapshot.rules.items()}
+        self._history: list[tuple[int, Book]] = []
+        self._now = 0
+        self._ticks = [t for t in snapshot.ticks if t["shard"] == shard]
+        self._fold(snapshot, decided)
+
+    def _fold(self, snapshot: Snapshot, decided: Decided) -> None:
+        # what a poisonous event would have done is not known: it counts as not having happened
+        poison = {
+            row["src"]: row["payload"]["reason"]
+            for row in snapshot.ledger
+            if row["shard"] == self.shard and row["kind"] == "dead_letter" and row["payload"]["reason"][:4] == "bug:"
+        }
+        reached = snapshot.positions.get(self.shard, -1)
+        newest = 0
+        for decision in decided.first:
+            if decision.src > reached:
+                break
+            self._pass_ticks_before(decision.src)
+            newest = max(newest, decision.rules)
+            if newest > self.version:
+                self._problems.append(
+                    f"shard {self.shard} @{decision.src}: rules {newest} were seen, {self.version} were in force"
+                )
+            if isinstance(decision, Rejected):
+                self.dead.append((decision.reason, decision.src, decision.user_id))
+            elif isinstance(decision, Accepted):
+                if decision.src in poison:
+                    self.dead.append((poison[decision.src], decision.src, decision.user_id))
+                else:
+                    self._event(decision)
+            else:
+                assert isinstance(decision, Moved)
+        self._pass_ticks_before(reached + 1)
+        for tick in self._ticks:
+            self._problems.append(f"shard {self.shard}: tick {tick['tick_id']} lies behind {tick['at_src']}, not reached")
+        if not decided.versions or max(decided.versions) < self.version:
+            self._problems.append(f"shard {self.shard}: rules {self.version} were in no decision")
+
+    def _pass_ticks_before(self, src: int) -> None:
+        while self._ticks and self._ticks[0]["at_src"] < src:
+            tick = self._ticks.pop(0)
+            if tick["as_of"] < self._now or tick["rules_version"] < self.version:
+                self._problems.append(f"shard {self.shard}: tick {tick['tick_id']} goes back in time")
+            self._now = max(self._now, tick["as_of"])
+            if tick["rules_version"] > self.version:
+                self.version = tick["rules_version"]
+                self._history.append((tick["as_of"], self._books[self.version]))
+            for person in self.people.values():
+                person.comes_to(self._now, self._books[self.version], self._history)
+
+    def _event(self, decision: Accepted) -> None:
+        book = self._books.get(self.version)
+        if book is None:
+            return
+        person = self.people.setdefault(decision.user_id, Person(decision.user_id))
+        context = decision.context
+        device = context.device if context else None
+        event = {
+            "src": decision.src,
+            "name": decision.name,
+            "message_id": decision.message_id,
+            "occurred_at": decision.occurred_at,
+            "received_at": decision.received_at,
+            "city_id": decision.city_id,
+            "properties": decision.properties,
+            "context": context
+            and {
+                "device": device and (device.id, device.type, device.token),
+                "locale": context.locale,
+                "timezone": context.timezone,
+                "app_version": context.app_version,
+                "campaign": context.campaign,
+            },
+        }
+        if not person.does(event, max(decision.received_at, self._now), book, self._history):
+            self.duplicates += 1
+
+    # -- comparing
+
+    def compare(self, snapshot: Snapshot) -> list[str]:
+        found: list[str] = []
+        ledger = [row for row in snapshot.ledger if row["shard"] == self.shard]
+        kept = {row["user_id"]: row for row in snapshot.users if row["shard"] == self.shard}
+        for user_id in sorted(self.people.keys() | kept.keys()):
+            person = self.people.get(user_id)
+            if person is None or user_id not in kept:
+                found.append(f"user {user_id}: {'not expected' if person is None else 'missing'} in shard {self.shard}")
+                continue
+            expected, actual = self._state(person), _kept_state(kept[user_id])
+            found += [
+                f"user {user_id}: {name} is {actual[name]!r}, should be {value!r}"
+                for name, value in expected.items()
+                if actual[name] != value
+            ]
+            bucket, due = kept[user_id]["due_bucket"], expected["due_at"]
+            if (due >= 0 and (bucket is None or bucket > due // 3_600_000)) or (due < 0 and bucket is None and False):
+                found.append(f"user {user_id}: due bucket {bucket} would miss the due moment {due}")
+            found += person.doubts
+        found += self._rows(ledger)
+        found += self._dead(ledger)
+        found += self._counts(snapshot)
+        found += self._members(snapshot, ledger)
+        return found
+
+    def _state(self, person: Person) -> dict[str, Any]:
+        book = self._books[self.version]
+        return {
+            "stage": person.stage,
+            "stage_at": person.stage_at,
+            "activity": person.pulse,
+            "activity_at": person.pulse_at,
+            "first_seen_at": person.first_seen,
+            "last_seen_at": person.last_seen,
+            "first_activity_at": person.first_act,
+            "last_activity_at": person.last_act,
+            "session_start_at": person.visit[0] if person.visit else -1,
+            "session_last_at": person.visit[1] if person.visit else -1,
+            "session_screens": person.visit[2] if person.visit else 0,
+            **person.counts,
+            "default_city": person.home,
+            "searched": sorted([c, *v] for c, v in person.searched.items()),
+            "added": sorted([c, *v] for c, v in person.added.items()),
+            "segments": sorted(person.segments),
+            "consents": person.consents,
+            "roles": {role for _, role in ROLES if role in person.roles},
+            "due_at": person.next_moment(book),
+            "rules_version": person.version,
+            "channels": person.channels,
+            "devices": [list(d) for d in person.devices.values()],
+            **person.profile,
+        }
+
+    def _rows(self, ledger: list[dict[str, Any]]) -> list[str]:
+        """The rows of one user stand in the order things happened to them; users may interleave."""
+        found = []
+        by_user: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in ledger:
+            if row["kind"] != "dead_letter":
+                by_user[row["user_id"]].append(row)
+        for user_id in sorted(self.people.keys() | by_user.keys()):
+            expected = self.people[user_id].rows if user_id in self.people else []
+            actual = by_user.get(user_id, [])
+            for number in range(max(len(expected), len(actual))):
+                should = expected[number] if number < len(expected) else None
+                row = actual[number] if number < len(actual) else None
+                if not _same(should, row):
+                    found.append(f"user {user_id}: ledger row {number} is {_told(row)}, should be {should}")
+                    break
+        return found
+
+    def _dead(self, ledger: list[dict[str, Any]]) -> list[str]:
+        actual = [(r["payload"]["reason"], r["src"], r["user_id"]) for r in ledger if r["kind"] == "dead_letter"]
+        missing, added = Counter(self.dead) - Counter(actual), Counter(actual) - Counter(self.dead)
+        found = [f"shard {self.shard}: dead letter {letter} is missing" for letter in missing.elements()]
+        return found + [f"shard {self.shard}: dead letter {letter} should not be" for letter in added.elements()]
+
+    def _counts(self, snapshot: Snapshot) -> list[str]:
+        expected: Counter[tuple[str, str]] = Counter()
+        for person in self.people.values():
+            expected["users", "all"] += 1
+            expected["stage", person.stage] += 1
+            expected["activity", person.pulse] += 1
+            expected.update(("rate", role) for role in person.roles)
+            expected.update(("segment", segment) for segment in person.segments)
+            expected.update(("cohort", f"{relation}:{city}") for relation, city in _ties(person))
+        actual = {(t["kind"], t["name"]): t["users"] for t in snapshot.tallies if t["shard"] == self.shard}
+        return [
+            f"shard {self.shard}: tally {key} is {actual.get(key, 0)}, should be {expected[key]}"
+            for key in sorted(expected.keys() | actual.keys())
+            if actual.get(key, 0) != expected[key]
+        ]
+
+    def _members(self, snapshot: Snapshot, ledger: list[dict[str, Any]]) -> list[str]:
+        entered = {
+            (r["user_id"], r["payload"]["relation"], r["payload"]["city_id"]): r["seq"]
+            for r in ledger
+            if r["kind"] == "cohort_entered"
+        }
+        expected = {(p.user_id, *tie): entered.get((p.user_id, *tie)) for p in self.people.values() for tie in _ties(p)}
+        actual = {
+            (m["user_id"], m["relation"], m["city_id"]): m["entered_seq"]
+            for m in snapshot.members
+            if m["shard"] == self.shard
+        }
+        return [
+            f"shard {self.shard}: cohort member {key} entered by {actual.get(key)}, should be {expected.get(key)}"
+            for key in sorted(expected.keys() | actual.keys())
+            if key not in expected or key not in actual or expected[key] != actual[key]
+        ]
+
+
+def _ties(person: Person) -> list[tuple[str, int]]:
+    ties = [("default", person.home)] if person.home else []
+    return ties + [("searched", c) for c in person.searched] + [("added", c) for c in person.added]
+
+
+def _kept_state(row: dict[str, Any]) -> dict[str, Any]:
+    kept = hot(row)
+    kept["searched"], kept["added"] = sorted(kept["searched"]), sorted(kept["added"])
+    kept["roles"] = {role for bit, role in ROLES if kept["flags"] & bit}
+    kept["channels"] = [kept["first_channel"], kept["last_channel"]]
+    return kept | cold(row)
+
+
+def _same(should: Row | None, row: dict[str, Any] | None) -> bool:
+    if should is None or row is None:
+        return False
+    # a moment that passed is the same whoever noticed it: the sweep, or the user's next event
+    src_fits = should.cause_type != "event" or row["src"] == should.src
+    return src_fits and (
+        (should.kind, should.payload, should.occurred_at, should.cause_type, should.cause_id)
+        == (row["kind"], row["payload"], row["occurred_at"], row["cause_type"], row["cause_id"])
+    )
+
+
+def _told(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "missing"
+    shown = ("seq", "kind", "payload", "occurred_at", "cause_type", "cause_id", "src")
+    return str({name: row[name] for name in shown})

@@ -1,0 +1,122 @@
+"""What the oracle looks at: the topics, and the database as it stood at one instant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import asyncpg
+import msgspec
+
+from tests.support import oracle_topics
+from tests.support.oracle_topics import Seen
+
+HOT = (
+    "stage stage_at activity activity_at first_seen_at last_seen_at first_activity_at last_activity_at session_start_at"
+    " session_last_at session_screens sessions screens opens activities last_day bitmap active_days default_city"
+    " searched added segments consents flags orders order_days revenue due_at rules_version ring spilled_hour"
+    " context_digest first_channel last_channel assignment_id"
+).split()
+COLD = "devices locale timezone app_version".split()
+Rows = list[dict[str, Any]]
+Log = dict[int, list[Seen]]
+
+
+@dataclass
+class Snapshot:
+    """`raw` … `outcomes`: topics by partition; the rest: tables, as rows of plain values."""
+
+    shards: int
+    rules: dict[int, dict[str, Any]]
+    salt: str = ""
+    log_ids: set[str] = field(default_factory=set)
+    raw: Log = field(default_factory=dict)
+    events: Log = field(default_factory=dict)
+    changes: Log = field(default_factory=dict)
+    feed: Log = field(default_factory=dict)
+    dead: Log = field(default_factory=dict)
+    outcomes: Log = field(default_factory=dict)
+    positions: dict[int, int] = field(default_factory=dict)
+    owners: Rows = field(default_factory=list)
+    ticks: Rows = field(default_factory=list)
+    times: Rows = field(default_factory=list)
+    users: Rows = field(default_factory=list)
+    tallies: Rows = field(default_factory=list)
+    members: Rows = field(default_factory=list)
+    ledger: Rows = field(default_factory=list)
+    messages: Rows = field(default_factory=list)
+    outcome_rows: Rows = field(default_factory=list)
+    pushes: list[dict[str, Any]] | None = None
+
+
+_QUERIES = {
+    "owners": "SELECT service, shard, gen, next_seq, relayed, last_change_seq, last_dead_seq FROM spine.shard_owner",
+    "ticks": "SELECT shard, tick_id, at_src, as_of, rules_version FROM segmenter.tick_log ORDER BY shard, tick_id",
+    "times": "SELECT shard, watermark, last_tick, rules_version, rules_cursor FROM segmenter.shard_time",
+    "users": "SELECT shard, user_id, due_bucket, rules_version, hot, cold FROM segmenter.user_state",
+    "tallies": "SELECT shard, kind, name, users FROM segmenter.tally",
+    "members": "SELECT shard, city_id, relation, user_id, entered_seq FROM segmenter.cohort_member",
+    "ledger": "SELECT * FROM segmenter.ledger UNION ALL SELECT * FROM segmenter.outbox ORDER BY shard, seq",
+    "messages": "SELECT * FROM notifier.message",
+    "outcome_rows": "SELECT * FROM notifier.outcome ORDER BY shard, seq",
+}
+
+
+async def take(status: dict[str, Any]) -> Snapshot:
+    """Reads the database first, in one snapshot; topics may then only hold more."""
+    connection = await asyncpg.connect(status["postgres"])
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            made = await connection.fetchrow("SELECT shards, salt FROM control.installation")
+            assert made is not None, "there is no installation"
+            rules = await connection.fetch("SELECT version, body FROM control.rules")
+            snapshot = Snapshot(made["shards"], {r["version"]: msgspec.json.decode(r["body"]) for r in rules}, made["salt"])
+            for name, query in _QUERIES.items():
+                setattr(snapshot, name, [dict(row) for row in await connection.fetch(query)])
+            for row in await connection.fetch(
+                "SELECT shard, log_id, last_src FROM spine.shard_position WHERE service = 'segmenter'"
+            ):
+                snapshot.positions[row["shard"]] = row["last_src"]
+                snapshot.log_ids.add(row["log_id"])
+    finally:
+        await connection.close()
+    for row in snapshot.ledger:
+        row["payload"] = msgspec.json.decode(row["payload"])
+        snapshot.log_ids.add(row["log_id"])
+    topics = {
+        "raw": "app.events.raw.v1",
+        "events": "app.events.v1",
+        "changes": "segment.changes.v1",
+        "feed": "user.feed.v1",
+        "dead": "dead.letters.v1",
+        "outcomes": "push.outcomes.v1",
+    }
+    for name, topic in topics.items():
+        found = await oracle_topics.read(status["kafka"], status["prefix"] + topic, snapshot.shards)
+        setattr(snapshot, name, found)
+    if status.get("sandbox"):
+        snapshot.pushes = await _pushes(status["sandbox"])
+    return snapshot
+
+
+async def _pushes(sandbox: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: str | None = "0"
+    async with aiohttp.ClientSession() as http:
+        while cursor is not None:
+            async with http.get(f"{sandbox}/pushes", params={"since": cursor, "limit": "10000"}) as answer:
+                page = await answer.json()
+            found += page["items"]
+            cursor = page["next"]
+    return found
+
+
+def hot(row: dict[str, Any]) -> dict[str, Any]:
+    """The hot part of a user's row by name; positions are the contract."""
+    return dict(zip(HOT, msgspec.msgpack.decode(row["hot"]), strict=False))
+
+
+def cold(row: dict[str, Any]) -> dict[str, Any]:
+    blank = {"devices": [], "locale": "", "timezone": "", "app_version": ""}
+    return blank | dict(zip(COLD, msgspec.msgpack.decode(row["cold"]), strict=False)) if row["cold"] else blank
