@@ -6,15 +6,16 @@ import asyncio
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services import cli_definitions, cli_inspect
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
-from services.local import doctor as local_doctor
 from services.local.home import Home
-from services.local.up import Installation, Options, running
+
+if TYPE_CHECKING:
+    from services.local.up import Installation
 
 app = typer.Typer(
     name="perennial",
@@ -63,6 +64,8 @@ async def up(
     ] = False,
 ) -> None:
     """Run everything on this machine, in the foreground. Ctrl-C stops all of it."""
+    from services.local.up import Options, running
+
     options = Options(
         home=home,
         port=port,
@@ -121,6 +124,7 @@ def demo(
     if context.invoked_subcommand is not None:
         return
     from services.demo import run as demo_run
+    from services.local.up import Options
 
     options = Options(home=home, port=port, kafka=kafka, packs=(pack,), sandbox=True)
     demonstrate = command(demo_run.run)
@@ -171,6 +175,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 @command
 async def doctor(home: HomeOption = DEFAULT_HOME) -> int:
     """Look for what is wrong, each problem with its remedy. Exit code 1 when there is any."""
+    from services.local import doctor as local_doctor
+
     problems = await local_doctor.examine(Home(home).read_status())
     for problem in problems:
         typer.echo(f"✗ {problem}")

@@ -13,9 +13,9 @@ import asyncpg
 import typer
 
 from services.local import interrupt
+from services.local.database import connected
 from services.local.home import Home
 from services.local.program import LocalError
-from services.local.up import connected
 from shared.contracts.topics import Names
 from shared.process.errors import Fatal, Transient
 

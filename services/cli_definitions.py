@@ -7,17 +7,15 @@ import os
 from typing import Annotated, Literal
 
 import typer
-from pydantic_settings import BaseSettings
 from rich.console import Console
 from rich.table import Table
 
 from services.cli_common import DEFAULT_HOME, HomeOption, Target, command, say
-from services.local import definitions, topics
+from services.local import definitions
 from services.local import keys as key_store
-from services.local import migrate as migrations
+from services.local.database import connected
 from services.local.home import Home
 from services.local.program import LocalError
-from services.local.up import connected
 from services.packs import available, diff
 from shared.contracts.topics import Names
 from shared.process.clock import iso, parse_instant, write_clock
@@ -141,6 +139,9 @@ async def migrate(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make or update schema and topics, on servers of your own. The services must not run."""
+    from services.local import migrate as migrations
+    from services.local import topics
+
     if not postgres or not kafka:
         target = Target(home)
         postgres, kafka, prefix, shards = target.dsn, target.kafka, target.names.prefix, target.shards
@@ -149,16 +150,15 @@ async def migrate(
     say("topics")
     made = await topics.ensure_topics(kafka, Names(prefix), shards, copies)
     async with connected(postgres) as connection:
-        existing = await connection.fetchval("SELECT log_id FROM control.installation")
-        embedded = existing is not None and existing.startswith("log-")
-        log_id = existing if embedded else await topics.cluster_id(kafka)
-        change = await migrations.adopt_log(connection, shards, log_id)
+        change = await migrations.adopt_log(connection, shards, await topics.cluster_id(kafka))
     typer.echo(f"schema is current; topics made: {', '.join(made) or 'none'}; log {change.log_id}")
 
 
 @command
 async def settings() -> None:
     """List every setting: its environment variable, default and meaning."""
+    from pydantic_settings import BaseSettings
+
     console = Console()
     for place in SETTINGS_MODULES:
         module, name = place.split(":")

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command
-from services.local import restoring, trail
+from services.local import trail
 from services.local.program import LocalError
 from shared.contracts.identifiers import shard_of
 from shared.contracts.topics import SPECS, Topic
-from shared.kafka.log_reader import LogReader
 from shared.process.clock import iso
 
 dlq = typer.Typer(help="Dead letters: events that were refused, with their reasons.", no_args_is_help=True)
@@ -70,6 +69,9 @@ async def repair(
 @command
 async def restore(home: HomeOption = DEFAULT_HOME) -> None:
     """After the database was restored to an older state: number on behind what readers have already seen."""
+    from services.local import restoring
+    from shared.kafka.log_reader import LogReader
+
     target = Target(home)
     reader = LogReader(target.kafka)
     await reader.start()
@@ -112,6 +114,8 @@ async def show_letter(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Show one raw event, with its values masked."""
+    from shared.kafka.log_reader import LogReader
+
     target = Target(home)
     reader = LogReader(target.kafka)
     await reader.start()

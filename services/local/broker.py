@@ -1,6 +1,6 @@
 """The embedded broker: a Kafka-protocol server from a wheel, in memory, on loopback.
 
-It keeps nothing over a restart: whoever starts it must give the installation a new log id (`migrate.adopt_log`).
+It keeps nothing over a restart, so each start is a cluster of its own name: that name is the installation's log id.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from services.local import unprivileged
 from services.local.home import is_free
 from services.local.program import LocalError, Program
+from shared.contracts.identifiers import fresh_id
 
 HOST = "127.0.0.1"
 START_SECONDS = 15.0
@@ -58,7 +59,7 @@ class EmbeddedBroker:
         argv = [str(binary), "broker", "--listener-url", url, "--advertised-listener-url", url]
         self.program = Program(
             "kafka",
-            [*argv, "--storage-engine", "memory://perennial/", "--silent"],
+            [*argv, "--cluster-id", fresh_id("log-"), "--storage-engine", "memory://perennial/", "--silent"],
             log=self.home / "logs" / "kafka.log",
             env={"PATH": "/usr/bin:/bin", "RUST_LOG": "warn"},
             account=account,

@@ -8,9 +8,10 @@ from typing import Any
 
 import aiohttp
 
+from services.local.database import connected
 from services.local.program import LocalError
 from services.local.topics import check_topics
-from services.local.up import SERVICES, connected, ready_path
+from services.local.up import SERVICES, ready_path
 from shared.contracts.topics import Names
 
 

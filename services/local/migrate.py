@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
 from services.local.program import LocalError
 from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Topic
-from shared.data.db import Connection as PostgresConnection
+from shared.data.db import Connection
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection as SqlConnection
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "deploy" / "migrations"
 LOCK = 0x7065_7265_6E6E
@@ -33,6 +31,12 @@ def alembic_address(dsn: str) -> str:
 
 async def upgrade(dsn: str) -> None:
     """Runs the missing migrations. Concurrent calls wait for each other."""
+    # Loaded here: half a second that no other command should pay.
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     engine = create_async_engine(alembic_address(dsn), poolclass=NullPool)
     try:
         async with engine.connect() as holder:
@@ -47,7 +51,10 @@ async def upgrade(dsn: str) -> None:
         await engine.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: SqlConnection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
     config = Config(str(MIGRATIONS / "alembic.ini"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -62,28 +69,30 @@ class LogChange:
     replaced: bool
 
 
-async def adopt_log(connection: PostgresConnection, shards: int, log_id: str | None) -> LogChange:
+async def adopt_log(connection: Connection, shards: int, log_id: str) -> LogChange:
     """Records the log the installation reads from now on; the services must not run.
 
-    `log_id` None means a new log that has no name of its own. Where the log was replaced, every feed row the notifier
+    `log_id` is what the broker calls its cluster. Where the log was replaced, every feed row the notifier
     has not read counts as not relayed: the new log does not have it. Refuses another number of shards.
     """
     async with connection.transaction():
         row = await connection.fetchrow("SELECT shards, log_id FROM control.installation FOR UPDATE")
-        name = log_id or fresh_id("log-")
         if row is None:
             await connection.execute(
-                "INSERT INTO control.installation (shards, log_id, salt) VALUES ($1, $2, $3)", shards, name, fresh_id()
+                "INSERT INTO control.installation (shards, log_id, salt) VALUES ($1, $2, $3)",
+                shards,
+                log_id,
+                fresh_id(),
             )
-            return LogChange(name, first=True, replaced=False)
+            return LogChange(log_id, first=True, replaced=False)
         if row["shards"] != shards:
             raise LocalError(
                 f"this installation was made with {row['shards']} shards and PERENNIAL_SHARDS says {shards}: "
                 "the number never changes; set it back, or use another database"
             )
-        if row["log_id"] == name:
-            return LogChange(name, first=False, replaced=False)
-        await connection.execute("UPDATE control.installation SET log_id = $1", name)
+        if row["log_id"] == log_id:
+            return LogChange(log_id, first=False, replaced=False)
+        await connection.execute("UPDATE control.installation SET log_id = $1", log_id)
         await connection.execute(
             """
             UPDATE spine.shard_owner AS o
@@ -95,4 +104,4 @@ async def adopt_log(connection: PostgresConnection, shards: int, log_id: str | N
             """,
             Topic.FEED.value,
         )
-        return LogChange(name, first=False, replaced=True)
+        return LogChange(log_id, first=False, replaced=True)

@@ -23,6 +23,7 @@ from services.local import definitions, keys, migrate, topics
 from services.local.apache import ApacheKafka
 from services.local.broker import EmbeddedBroker
 from services.local.children import Children, Say, ending, pause_seconds
+from services.local.database import connected
 from services.local.environment import environment, write_fcm_account
 from services.local.home import OFFSETS, Home, check_ports
 from services.local.postgres import EmbeddedPostgres
@@ -59,6 +60,8 @@ class Options:
     sandbox: bool = False
     dev: bool = False
     shards: int = field(default_factory=default_shards)
+    salt: str = ""
+    """Decides who is held out; empty: a new installation's own."""
     commands: dict[str, list[str]] | None = None
     """The services' command lines, where they are not the product's own (tests)."""
 
@@ -160,9 +163,8 @@ class Installation:
     async def adopt_log(self) -> None:
         """Makes the topics and tells the installation which log they are in; no service may run."""
         await topics.ensure_topics(self.kafka, self.options.names, self.options.shards)
-        log_id = None if isinstance(self.broker, EmbeddedBroker) else await topics.cluster_id(self.kafka)
         async with self.database() as connection:
-            change = await migrate.adopt_log(connection, self.options.shards, log_id)
+            change = await migrate.adopt_log(connection, self.options.shards, await topics.cluster_id(self.kafka))
         if change.replaced:
             self.say("the log is a new one: users, history and messages stay; events nobody had read yet are gone")
 
@@ -266,21 +268,6 @@ class Installation:
 def ready_path(service: str) -> str:
     """Where a service says that it is ready; the sandbox, a stand-in for others, answers as soon as it listens."""
     return "/pushes/count" if service == "sandbox" else "/readyz"
-
-
-@asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """One connection; LocalError with a remedy when the database does not answer."""
-    try:
-        connection = await asyncpg.connect(dsn, timeout=10)
-    except (OSError, asyncpg.PostgresError, ValueError, TimeoutError) as error:
-        raise LocalError(
-            f"Postgres does not answer at {dsn} ({error}); is it running, and is --postgres right?"
-        ) from error
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 from services.notifier import queries
@@ -18,7 +18,7 @@ from shared.contracts.identifiers import shard_of
 from shared.data.db import Pool
 from shared.data.keys import AdminKeys
 from shared.gazetteer import Gazetteer
-from shared.kafka.sender import Record, SendFailed, Sender
+from shared.kafka.sender import Record, Sender, SendFailed
 from shared.process.clock import Clock
 from shared.process.http import ApiError, Health, service_app
 
@@ -37,9 +37,18 @@ def make_app(
     health: Health,
 ) -> FastAPI:
     app = service_app("notifier", health, version="1", max_body_size=MAX_CONTEXT_BYTES)
-    admin = [Depends(AdminKeys(pool).require)]
+    router = APIRouter(dependencies=[Depends(AdminKeys(pool).require)])
+    _context_routes(router, pool, gazetteer, sender, context_topic, clock)
+    _campaign_routes(router, pool, book, clock, shards)
+    _kill_routes(router, pool, book)
+    app.include_router(router)
+    return app
 
-    @app.post("/v1/context", status_code=202, dependencies=admin, tags=["context"])
+
+def _context_routes(
+    router: APIRouter, pool: Pool, gazetteer: Gazetteer, sender: Sender, topic: str, clock: Clock
+) -> None:
+    @router.post("/v1/context", status_code=202, tags=["context"])
     async def context(request: Request) -> JSONResponse:
         """An alert in the contract's form, or NWS GeoJSON (a feature or a whole feed) as it comes.
 
@@ -57,7 +66,7 @@ def make_app(
             raise ApiError(422, "invalid_context", str(error)) from error
         try:
             if records:
-                await sender.send(context_topic, 0, [Record(r.id.encode(), encode_context(r)) for r in records])
+                await sender.send(topic, 0, [Record(r.id.encode(), encode_context(r)) for r in records])
         except SendFailed as error:
             raise ApiError(503, "broker_away", str(error), headers={"Retry-After": "2"}) from error
         return JSONResponse(
@@ -69,12 +78,14 @@ def make_app(
             202,
         )
 
-    @app.get("/v1/context", dependencies=admin, tags=["context"])
+    @router.get("/v1/context", tags=["context"])
     async def contexts(limit: int = Query(100, ge=1, le=10_000)) -> dict[str, Any]:
         """Context events as they were judged, newest first."""
         return {"items": await queries.context_events(pool, limit), "next": None}
 
-    @app.get("/v1/messages", dependencies=admin, tags=["messages"])
+
+def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: Clock, shards: int) -> None:
+    @router.get("/v1/messages", tags=["messages"])
     async def messages(
         user: str = "",
         campaign: str = "",
@@ -86,21 +97,21 @@ def make_app(
         items = await queries.messages(pool, shards, user, campaign, state, cursor, limit)
         return {"items": items, "next": items[-1]["message_id"] if len(items) == limit else None}
 
-    @app.get("/v1/campaigns", dependencies=admin, tags=["campaigns"])
+    @router.get("/v1/campaigns", tags=["campaigns"])
     async def campaigns() -> dict[str, Any]:
         """The campaigns in force."""
         return {"items": [msgspec.to_builtins(active.campaign) for active in book.all], "next": None}
 
-    @app.get("/v1/campaigns/{campaign_id}", dependencies=admin, tags=["campaigns"])
+    @router.get("/v1/campaigns/{campaign_id}", tags=["campaigns"])
     async def campaign(campaign_id: str) -> Any:
         return msgspec.to_builtins(_known(book, campaign_id).campaign)
 
-    @app.get("/v1/campaigns/{campaign_id}/results", dependencies=admin, tags=["campaigns"])
+    @router.get("/v1/campaigns/{campaign_id}/results", tags=["campaigns"])
     async def results(campaign_id: str) -> dict[str, Any]:
         """Messages by variant and state, and how many of them were opened."""
         return {"campaign": campaign_id, "items": await queries.results(pool, _known(book, campaign_id).campaign.id)}
 
-    @app.get("/v1/campaigns/{campaign_id}/explain", dependencies=admin, tags=["campaigns"])
+    @router.get("/v1/campaigns/{campaign_id}/explain", tags=["campaigns"])
     async def explain(campaign_id: str, user: str) -> dict[str, Any]:
         """Every gate with its values, if the campaign were set going for this user now."""
         active = _known(book, campaign_id)
@@ -122,21 +133,21 @@ def make_app(
         gates = [{"gate": c.gate, "passed": c.passed, "values": c.values} for c in verdict.explain]
         return {"campaign": campaign_id, "user_id": user, "verdict": type(verdict).__name__.lower(), "gates": gates}
 
-    @app.post("/v1/kill", dependencies=admin, tags=["operations"])
+
+def _kill_routes(router: APIRouter, pool: Pool, book: CampaignBook) -> None:
+    @router.post("/v1/kill", tags=["operations"])
     async def kill() -> dict[str, Any]:
         """Stop all sending, everywhere within 2 s. What is planned meanwhile waits, and is judged again."""
         await pool.execute("UPDATE control.installation SET sending = false")
         book.sending = False
         return {"sending": False}
 
-    @app.delete("/v1/kill", dependencies=admin, tags=["operations"])
+    @router.delete("/v1/kill", tags=["operations"])
     async def revive() -> dict[str, Any]:
         """Allow sending again."""
         await pool.execute("UPDATE control.installation SET sending = true")
         book.sending = True
         return {"sending": True}
-
-    return app
 
 
 def _known(book: CampaignBook, campaign_id: str) -> Any:

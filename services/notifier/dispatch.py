@@ -73,15 +73,12 @@ class Dispatcher:
 
     async def own(self, shards: Iterable[int]) -> None:
         """Take up what was left open: intents are sent, attempts without outcome end as their campaign says."""
-        if self._in_flight:
-            await asyncio.wait(self._in_flight.values(), timeout=15)
         self._shards = frozenset(shards)
         for message in await messages.open_messages(self._pool, self._shards):
             active = self._book.by_id.get(message.campaign)
             message.safety = active is not None and active.campaign.safety
-            done = self._finished.get(message.message_id)
-            if done is not None:
-                continue  # the provider's answer is here, only not yet written
+            if message.message_id in self._in_flight or message.message_id in self._finished:
+                continue  # on the wire from here, or answered and only not yet written
             if message.state == "attempted":
                 message.state = "intent" if message.on_unknown == "retry" else "unknown"
                 message.reason = "" if message.state == "intent" else "no_answer_before_a_restart"
@@ -258,9 +255,11 @@ class Dispatcher:
         async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
             now, real = self._clock.now_ms(), self._clock.real_ms()
             settled = await messages.settle(connection, batch, shards, now)
-            for message in batch:
-                if message.message_id in settled and message.state != "intent":
-                    rows.append(messages.number(owners[message.shard], message, message.state, now, real))
+            rows.extend(
+                messages.number(owners[message.shard], message, message.state, now, real)
+                for message in batch
+                if message.message_id in settled and message.state != "intent"
+            )
             if rows:
                 await messages.append_outcomes(connection, rows)
 

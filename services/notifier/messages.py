@@ -69,8 +69,8 @@ _ARRAYS = {
     "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
     "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint",
 }  # fmt: skip
-_INSERT = (
-    f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("
+_INSERT = (  # column names are the struct's own
+    f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608
     + ", ".join(f"${n}::{_ARRAYS.get(name, 'text')}[]" for n, name in enumerate(_COLUMNS, 1))
     + ") ON CONFLICT (month, message_id) DO NOTHING RETURNING message_id"
 )
@@ -92,7 +92,7 @@ RETURNING m.message_id
 _OPEN = f"""
 SELECT {", ".join(_COLUMNS)} FROM notifier.message WHERE shard = ANY($1::int[]) AND state IN ('intent', 'attempted')
 ORDER BY planned_at
-"""
+"""  # noqa: S608
 _OPENED = """
 UPDATE notifier.message SET opened_at = $4 WHERE month = $1 AND message_id = $2 AND user_id = $3 AND opened_at IS NULL
 RETURNING campaign, variant, provider
@@ -100,7 +100,7 @@ RETURNING campaign, variant, provider
 _OUTCOME_COLUMNS = list(OutcomeRow.__struct_fields__)
 _UNSENT = f"""
 SELECT {", ".join(_OUTCOME_COLUMNS)} FROM notifier.outcome WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3
-"""
+"""  # noqa: S608
 
 
 def from_verdict(

@@ -257,11 +257,11 @@ class Notifier:
             real = self._clock.real_ms()
             if draft.planned:
                 fresh.update(await messages.insert(connection, draft.planned))
-                for message in draft.planned:
-                    if message.state != "intent" and message.message_id in fresh:
-                        outcomes.append(
-                            messages.number(owners[message.shard], message, message.state, message.planned_at, real)
-                        )
+                outcomes.extend(
+                    messages.number(owners[message.shard], message, message.state, message.planned_at, real)
+                    for message in draft.planned
+                    if message.state != "intent" and message.message_id in fresh
+                )
             for shard, user_id, message_id, at in draft.taps:
                 found = await messages.opened(connection, message_id, user_id, at)
                 if found is not None:

@@ -32,7 +32,9 @@ SELECT DISTINCT ON (user_id) user_id, city_id, relation, entered_seq FROM audien
 WHERE shard = $1 AND city_id = ANY($2::int[]) AND relation = ANY($3::text[]) AND user_id > $4
 ORDER BY user_id, relation <> 'default', city_id LIMIT $5
 """
-_ADVANCE = "UPDATE notifier.run_shard SET cursor = $3, done = $4, planned = planned + $5 WHERE run_id = $1 AND shard = $2"
+_ADVANCE = (
+    "UPDATE notifier.run_shard SET cursor = $3, done = $4, planned = planned + $5 WHERE run_id = $1 AND shard = $2"
+)
 
 
 class Run(NamedTuple):

@@ -68,7 +68,9 @@ async def run() -> int:
         relay: Relay[LedgerRow] = Relay("segmenter", sender, publisher.row, note)
         stack.push_async_callback(relay.stop)
         rules = RulesBook(Path(env.home) / "last-good" / "segmenter-rules.json")
-        segmenter = Segmenter(pool, rules, relay, publisher, clock, most_cached=settings.cached_users)
+        segmenter = Segmenter(
+            pool, rules, relay, publisher, clock, most_cached=settings.cached_users, fault=settings.fault
+        )
         consumer = await opened(
             stack,
             ShardConsumer(

@@ -16,6 +16,7 @@ from services.segmenter.publish import Publisher
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, Entry, ShardState
 from services.segmenter.sweeper import Sweeper
 from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord, decode_decision
+from shared.contracts.topics import Topic
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool, transaction
 from shared.data.ledger import LedgerRow, append, unsent
@@ -31,6 +32,7 @@ log = logging.getLogger("perennial.segmenter")
 
 _NOTHING: frozenset[int] = frozenset()
 _YIELD_EVERY = 500
+_REPAIRS_SECONDS = 2.0
 _PATIENCE = 3
 """How often one place may fail before its records are tried one by one."""
 
@@ -41,10 +43,19 @@ class Segmenter:
     reader: FencedReader
 
     def __init__(
-        self, pool: Pool, rules: RulesBook, relay: Relay[LedgerRow], publisher: Publisher, clock: Clock, *, most_cached: int
+        self,
+        pool: Pool,
+        rules: RulesBook,
+        relay: Relay[LedgerRow],
+        publisher: Publisher,
+        clock: Clock,
+        *,
+        most_cached: int,
+        fault: str = "",
     ) -> None:
         self._pool, self._book, self._relay, self._publisher, self._clock = pool, rules, relay, publisher, clock
-        self._most_cached = most_cached
+        self._most_cached, self._fault = most_cached, fault
+        self._repairs_at = 0.0
         self._shards: dict[int, ShardState] = {}
         self._compiled: dict[int, Compiled] = {}
         self._poison: set[tuple[int, int]] = set()
@@ -73,14 +84,18 @@ class Segmenter:
     async def taken(self) -> None:
         self._relay.own(self._shards)
         for shard, owned in self.reader.shards.items():
-            relayed = owned.owner.relayed
-            while relayed < owned.owner.next_seq - 1:
-                async with transaction(self._pool) as connection:
-                    rows = await unsent(connection, shard, relayed)
-                if not rows:
-                    break
-                self._relay.put(shard, rows)
-                relayed = rows[-1].seq
+            await self._publish_behind(shard, owned.owner.relayed)
+
+    async def _publish_behind(self, shard: int, seq: int) -> None:
+        """Queue every committed row behind `seq`, in order."""
+        end = self.reader.shards[shard].owner.next_seq - 1
+        while seq < end:
+            async with transaction(self._pool) as connection:
+                rows = await unsent(connection, shard, seq)
+            if not rows:
+                return
+            self._relay.put(shard, rows)
+            seq = rows[-1].seq
 
     def drop(self) -> None:
         self._relay.disown_all()
@@ -106,6 +121,22 @@ class Segmenter:
     async def idle(self) -> None:
         await self._sweeper.step()
         self._tell_time()
+        if monotonic() - self._repairs_at > _REPAIRS_SECONDS:
+            self._repairs_at = monotonic()
+            await self._repair()
+
+    async def _repair(self) -> None:
+        """Publish again what a reader of the feed misses (`perennial repair`)."""
+        for row in await self._pool.fetch(
+            "SELECT shard, after FROM control.repair WHERE topic = $1 AND done_at IS NULL", Topic.FEED.value
+        ):
+            if row["shard"] in self._shards:
+                await self._publish_behind(row["shard"], row["after"])
+                await self._pool.execute(
+                    "UPDATE control.repair SET done_at = now() WHERE topic = $1 AND shard = $2",
+                    Topic.FEED.value,
+                    row["shard"],
+                )
 
     async def _apply(self, polled: Polled) -> None:
         decisions = {
@@ -166,6 +197,8 @@ class Segmenter:
             draft.dead_letter(user_id, "bug:decide", event.message_id, event.source, event.received_at, event.src)
             log.critical("poison record set aside", extra={"fields": {"shard": state.shard, "src": event.src}})
             return
+        if event.name == self._fault:
+            raise ArithmeticError(f"planted fault for {event.name}")
         entry = state.users[user_id]
         before = entry.hot
         outcome = decide(

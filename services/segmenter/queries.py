@@ -27,7 +27,9 @@ _TALLIES = """
 SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE kind IN ('users', 'stage', 'activity', 'segment') GROUP BY kind, name HAVING sum(users) <> 0 ORDER BY kind, name
 """
-_RATES = "SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally WHERE kind IN ('users', 'rate') GROUP BY 1, 2"
+_RATES = (
+    "SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally WHERE kind IN ('users', 'rate') GROUP BY 1, 2"
+)
 _COHORTS = """
 SELECT name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE kind = 'cohort' AND ($1 = '' OR name LIKE $1 || ':%') GROUP BY name HAVING sum(users) > 0

@@ -103,9 +103,7 @@ async def load_spilled(pool: Pool, keys: list[Key], since_day: int) -> dict[Key,
     return found
 
 
-async def due(
-    pool: Pool, shard: int, bucket: int, after: tuple[int, str], limit: int
-) -> list[tuple[str, int, bytes]]:
+async def due(pool: Pool, shard: int, bucket: int, after: tuple[int, str], limit: int) -> list[tuple[str, int, bytes]]:
     """Users that may be due by the end of hour `bucket`, behind `after` = (due bucket, user id)."""
     rows = await pool.fetch(_DUE, shard, bucket, after[0], after[1], limit)
     return [(row["user_id"], row["due_bucket"], row["hot"]) for row in rows]

@@ -43,9 +43,7 @@ class Sweeper:
         """Bring the next page of users that may be due to the watermark the sweep began with."""
         assert state.rules is not None
         as_of, bucket_from, user_from = state.sweep_at or (state.watermark, -1, "")
-        found = await store.due(
-            self._segmenter.pool, state.shard, as_of // HOUR_MS, (bucket_from, user_from), _PAGE
-        )
+        found = await store.due(self._segmenter.pool, state.shard, as_of // HOUR_MS, (bucket_from, user_from), _PAGE)
         draft = self._segmenter.draft(state.shard)
         position = self._segmenter.reader.shards[state.shard].position
         brought: list[int] = []

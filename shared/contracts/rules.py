@@ -127,8 +127,8 @@ class Template(_Definition, frozen=True):
 class Campaign(_Definition, frozen=True):
     """Who gets what, when. `holdout_percent` of the users are exposed without being sent.
 
-    `safety` campaigns hold nobody out, and neither caps nor quiet hours bind them. `on_unknown`: what becomes of a push whose outcome
-    was never learnt — sent again under the same collapse id, or given up.
+    `safety` campaigns hold nobody out, and neither caps nor quiet hours bind them. `on_unknown`: what becomes
+    of a push whose outcome was never learnt — sent again under the same collapse id, or given up.
     """
 
     id: str

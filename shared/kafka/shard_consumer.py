@@ -29,7 +29,8 @@ class Reassigned(Exception):
 
 
 class Polled(NamedTuple):
-    """Records by shard, and the position behind them (holes in the log included)."""
+    """Records by shard, and the position behind them for every shard that moved, were it only over holes
+    that aborted transactions left."""
 
     records: dict[int, list[InRecord]]
     positions: dict[int, int]
@@ -48,6 +49,7 @@ class ShardConsumer:
     ) -> None:
         self.topic = topic
         self.generation = 0
+        self._positions: dict[int, int] = {}
         self._group = group
         self._consumer: AIOKafkaConsumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
@@ -85,6 +87,7 @@ class ShardConsumer:
         """Read `shard` from `offset` on. `Reassigned` if it is no longer assigned."""
         try:
             self._consumer.seek(self._tp(shard), offset)
+            self._positions[shard] = offset
         except IllegalStateError as error:
             raise Reassigned from error
 
@@ -94,10 +97,11 @@ class ShardConsumer:
         partitions = [self._tp(shard) for shard in shards]
         try:
             found = await self._consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
-            positions = {tp.partition: await self._consumer.position(tp) for tp in found}
+            positions = {tp.partition: await self._consumer.position(tp) for tp in partitions}
         except OffsetOutOfRangeError as error:
+            outside = {tp.partition: offset for tp, offset in error.args[0].items()}
             raise LogReplaced(
-                f"{self.topic}: positions {({tp.partition: o for tp, o in error.args[0].items()})} lie outside the log;"
+                f"{self.topic}: positions {outside} lie outside the log;"
                 " the topic was re-created or truncated, or retention overtook this service"
             ) from error
         except (IllegalStateError, AssertionError, NoOffsetForPartitionError) as error:
@@ -108,7 +112,9 @@ class ShardConsumer:
             raise Transient(f"kafka: {type(error).__name__}: {error}") from error
         if generation != self.generation:
             raise Reassigned
-        return Polled({tp.partition: records for tp, records in found.items() if records}, positions)
+        moved = {shard: at for shard, at in positions.items() if at != self._positions.get(shard)}
+        self._positions.update(moved)
+        return Polled({tp.partition: records for tp, records in found.items() if records}, moved)
 
     def at_end(self, shard: int, position: int) -> tuple[bool, int]:
         """Whether `position` has reached the end as last told by the broker, and a mark that changes with

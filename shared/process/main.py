@@ -27,5 +27,3 @@ def start(service: str, run: Callable[[], Coroutine[Any, Any, int]]) -> None:
     sys.stderr.flush()
     # clients' background tasks may still wait for a broker that is away
     os._exit(code)
-
-

@@ -77,17 +77,26 @@ FENCED = _counter(
     "A few at a rebalance are normal; steady: two owners fight for a shard.",
     "service",
 )
-OWNED_SHARDS = _gauge("perennial_owned_shards", "Shards this process owns.", "Sum below SHARDS: shards orphaned.", "service")
-REPEATS = _counter("perennial_repeated_records_total", "Input records already applied.", "Normal after a restart.", "service")
+OWNED_SHARDS = _gauge(
+    "perennial_owned_shards", "Shards this process owns.", "Sum below SHARDS: shards orphaned.", "service"
+)
+REPEATS = _counter(
+    "perennial_repeated_records_total", "Input records already applied.", "Normal after a restart.", "service"
+)
 GAPS = _counter(
     "perennial_gap_records_total",
     "Input records that cannot be applied because records before them are missing.",
     "Above zero: records were lost; run `perennial repair`.",
     "service",
 )
-BATCH_SECONDS = _histogram("perennial_batch_seconds", "Time of one batch's transaction.", "Rising: Postgres.", "service")
+BATCH_SECONDS = _histogram(
+    "perennial_batch_seconds", "Time of one batch's transaction.", "Rising: Postgres.", "service"
+)
 TRANSIENT = _counter(
-    "perennial_transient_failures_total", "Bad moments that were retried.", "Steady: broker or Postgres away.", "service"
+    "perennial_transient_failures_total",
+    "Bad moments that were retried.",
+    "Steady: broker or Postgres away.",
+    "service",
 )
 BUGS = _counter(
     "perennial_bugs_total", "Batches that failed for a reason the code does not know.", "Any: read the log.", "service"

@@ -308,9 +308,25 @@ async def test_overload_is_429_and_passes(client: Client) -> None:
     assert (refused.code, refused.headers["retry-after"]) == ("overloaded", "1")
     client.outlet.mode = "ok"
     client.outlet.released.set()
-    await client.collector.drain()
+    async with asyncio.timeout(5):
+        while client.collector._budget.used:
+            await asyncio.sleep(0.01)
     assert (await client.post("/v1/batch", large)).status == 200
-    assert client.collector._budget.used == 0
+
+
+async def test_a_gateway_that_stops_answers_what_it_took_and_takes_no_more(client: Client) -> None:
+    client.outlet.mode = "hang"
+    taken = asyncio.create_task(client.post("/v1/batch", TEN))
+    await asyncio.sleep(0.05)
+    stopping = asyncio.create_task(client.collector.drain())
+    await asyncio.sleep(0.05)
+    late = await client.post("/v1/batch", TEN)
+    assert (late.status, late.code) == (503, "stopping")
+    client.outlet.mode = "ok"
+    client.outlet.released.set()
+    await stopping
+    assert (await taken).status == 200
+    assert len(client.outlet.taken) == 10
 
 
 async def test_a_client_that_never_finishes_is_408(client: Client) -> None:

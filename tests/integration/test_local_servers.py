@@ -134,7 +134,7 @@ async def test_a_new_log_has_what_the_notifier_has_not_read(connection: Connecti
     )
     assert not (await migrate.adopt_log(connection, 3, "old")).replaced
     assert await connection.fetchval("SELECT min(relayed) FROM spine.shard_owner") == 50
-    assert (await migrate.adopt_log(connection, 3, None)).replaced
+    assert (await migrate.adopt_log(connection, 3, "new")).replaced
     relayed = await connection.fetch("SELECT relayed FROM spine.shard_owner ORDER BY shard")
     assert [row["relayed"] for row in relayed] == [40, 0, 0], "read, read under an older generation, never read"
 
@@ -208,4 +208,5 @@ async def test_after_a_restore_numbers_go_on_behind_what_readers_saw(
     finally:
         await reader.stop()
     row = await connection.fetchrow("SELECT gen, next_seq, epoch FROM spine.shard_owner WHERE service = 'segmenter'")
+    assert row is not None
     assert dict(row) == {"gen": 4, "next_seq": 71, "epoch": 10}

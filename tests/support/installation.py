@@ -230,10 +230,17 @@ class Rig:
 
             await eventually(lagging, seconds)
 
-    async def differences(self, **allowed: Any) -> list[str]:
+    async def judged(self, **allowed: int) -> oracle.Verdict:
         """What the oracle finds, once everything is drained."""
         await self.drained()
         return await oracle.examine(self.status, **allowed)
+
+    async def equal(self, **allowed: int) -> dict[str, int]:
+        """Require that the oracle finds no difference; what it compared, counted."""
+        verdict = await self.judged(**allowed)
+        shown = "\n".join(verdict.differences[:20])
+        assert not verdict.differences, f"{len(verdict.differences)} differences, {verdict.counts}:\n{shown}"
+        return verdict.counts
 
 
 @asynccontextmanager

@@ -120,7 +120,7 @@ class Shard:
                 if actual[name] != value
             ]
             bucket, due = kept[user_id]["due_bucket"], expected["due_at"]
-            if (due >= 0 and (bucket is None or bucket > due // 3_600_000)) or (due < 0 and bucket is None and False):
+            if due >= 0 and (bucket is None or bucket > due // 3_600_000):
                 found.append(f"user {user_id}: due bucket {bucket} would miss the due moment {due}")
             found += person.doubts
         found += self._rows(ledger)

@@ -14,8 +14,8 @@ from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken
 from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRecord, decode_decision, encode
 from shared.contracts.identifiers import record_digest
 from shared.kafka.log_reader import LogReader
-from shared.kafka.sender import Record, Sender
 from shared.kafka.records import InRecord
+from shared.kafka.sender import Record, Sender
 from shared.kafka.shard_consumer import Polled, Reassigned, ShardConsumer
 from shared.process.clock import Clock, monotonic
 from shared.process.crash import POINTS

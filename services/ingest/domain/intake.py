@@ -21,7 +21,14 @@ from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
 MAX_TEXT = 1024
-_CALLS = {"track": "", "screen": "$screen", "page": "$page", "identify": "$identify", "group": "$group", "alias": "$alias"}
+_CALLS = {
+    "track": "",
+    "screen": "$screen",
+    "page": "$page",
+    "identify": "$identify",
+    "group": "$group",
+    "alias": "$alias",
+}
 _CITY_SIGNALS: tuple[SignalName, ...] = ("default_city", "city_searched", "city_added", "city_removed")
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}\.[A-Za-z]{2,}")
 _PHONE = re.compile(r"(?<![\w.])\+?\d[\d\s().-]{7,}\d(?![\w.])")
@@ -97,9 +104,7 @@ class Intake:
         self._allowed = {name: frozenset(keys) for name, keys in rules.intake.properties.items()}
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
         self._future_ms = rules.intake.future_days * DAY_MS
-        self._city_events = frozenset(
-            name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ())
-        )
+        self._city_events = frozenset(name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ()))
 
     def judge(self, raw: RawRecord) -> Verdict:
         """The verdict on one raw record; reasons are `code` or `code:detail`."""
@@ -194,9 +199,7 @@ class Intake:
                 if self._pii_less and _personal(value):
                     return f"pii:{key}"
                 kept[key] = value[:MAX_TEXT]
-            elif isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63):
-                kept[key] = value
-            elif isinstance(value, float) and math.isfinite(value):
+            elif isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value)):
                 kept[key] = value
             elif isinstance(value, dict) and name not in self._city_events:
                 kept[key] = {k: v for k, v in value.items() if isinstance(v, bool)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -53,6 +54,9 @@ async def tell_readiness(keys: KeyBook, outlet: Outlet, health: Health) -> None:
 async def run() -> int:
     installation, settings = load(Installation), load(GatewaySettings)
     logs.configure("gateway", installation.log_level)
+    # Without a broker these two say so twenty times a second; `broker` says it once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    logging.getLogger("aiokafka.producer.sender").setLevel(logging.ERROR)
     health, keys, clock = Health(), KeyBook(), Clock(installation.clock)
     stack = AsyncExitStack()
     feed = PostgresKeys(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiokafka.errors import KafkaError
 
@@ -120,20 +121,29 @@ class Broker:
     async def _watch(self) -> None:
         """Return when the producer should be made anew; raise when the broker does not answer."""
         assert self._reader is not None
-        while True:
-            self._health.beat("broker", 60)
-            try:
-                async with asyncio.timeout(self._probe_seconds):
-                    await self._doubt.wait()
-            except TimeoutError:
-                async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
-                    await self._reader.ends(self._topic, [0])
-                continue
-            log.warning("a batch was not acknowledged; connecting to the broker anew")
-            return
+        doubt: asyncio.Future[Any] = asyncio.ensure_future(self._doubt.wait())
+        probe: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                self._health.beat("broker", 60)
+                await asyncio.wait({doubt}, timeout=self._probe_seconds)
+                if not doubt.done():
+                    probe = asyncio.ensure_future(self._reader.ends(self._topic, [0]))
+                    await asyncio.wait({doubt, probe}, timeout=_PROBE_TIMEOUT_SECONDS, return_when=FIRST_COMPLETED)
+                if doubt.done():
+                    log.warning("a batch was not acknowledged; connecting to the broker anew")
+                    return
+                if probe is None or not probe.done():
+                    raise Transient(f"no answer within {_PROBE_TIMEOUT_SECONDS} s")
+                probe.result()
+        finally:
+            unfinished = [doubt] if probe is None else [doubt, probe]
+            for task in unfinished:
+                task.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     def _lost(self, error: BaseException, attempt: int) -> None:
-        self.away = f"the broker does not answer: {error or type(error).__name__}"
+        self.away = f"the broker does not answer: {str(error) or type(error).__name__}"
         if attempt == 0:
             log.warning(self.away)
         if self._sender is not None:

@@ -18,6 +18,8 @@ from shared.process.http import Health
 
 _FLIGHT_RECORDS = 4_000
 _SWEEP_SECONDS = 0.1
+_ANSWER_SECONDS = 0.05
+"""What the last answers need to reach their sockets."""
 
 
 class Outcome(Enum):
@@ -67,6 +69,7 @@ class Collector:
             deadline_seconds,
             health,
         )
+        self.closing = False
         self._lanes = [_Lane(p) for p in range(shards)]
         self._posts: deque[_Post] = deque()
         self._flights: set[asyncio.Task[None]] = set()
@@ -108,10 +111,12 @@ class Collector:
             self._sweep(monotonic())
 
     async def drain(self) -> None:
-        """Wait until every flight has landed."""
+        """Take nothing more, and wait until every flight has landed and its requests are answered."""
+        self.closing = True
         while self._flights:
             await asyncio.wait(set(self._flights), timeout=_SWEEP_SECONDS)
             self._sweep(monotonic())
+        await asyncio.sleep(_ANSWER_SECONDS)
 
     def _sweep(self, now: float) -> None:
         # Deadlines lie in the order of arrival.

@@ -74,6 +74,7 @@ WRONG_KEY = Refused(401, "unauthorized", "this write key is not known, or was re
 KEYS_UNKNOWN = Refused(503, "not_ready", "the write keys are not known yet; try again")
 FAILED = Refused(503, "broker_unavailable", "the events were not acknowledged; send them again")
 LATE = Refused(503, "broker_slow", "the events were not acknowledged in time; send them again")
+STOPPING = Refused(503, "stopping", "this gateway is being stopped; send the events again")
 BUG = Refused(500, "internal_error", "the gateway failed on this request; send it again")
 
 _JSON = (b"content-type", b"application/json")
@@ -180,8 +181,8 @@ class Tracking:
             if isinstance(read, Refused):
                 return read
             source, events, size = read
-            if self._outlet.away:
-                return FAILED
+            if self._outlet.away or self._collector.closing:
+                return STOPPING if self._collector.closing else FAILED
             need = size + len(events) * RECORD_OVERHEAD_BYTES
             if not self._budget.take(need):
                 return OVERLOADED

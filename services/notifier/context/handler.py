@@ -25,7 +25,9 @@ from shared.process.clock import Clock, iso
 from shared.process.metrics import ALERTS
 
 _KNOWN = "SELECT alert_id, chain_id FROM notifier.alert_chain WHERE alert_id = ANY($1::text[])"
-_ROOTS = "SELECT alert_id, sent_at FROM notifier.alert_chain WHERE alert_id = ANY($1::text[]) ORDER BY sent_at, alert_id"
+_ROOTS = (
+    "SELECT alert_id, sent_at FROM notifier.alert_chain WHERE alert_id = ANY($1::text[]) ORDER BY sent_at, alert_id"
+)
 _JOIN = "UPDATE notifier.alert_chain SET chain_id = $1 WHERE chain_id = ANY($2::text[])"
 _LINK = """
 INSERT INTO notifier.alert_chain (alert_id, chain_id, sent_at)
@@ -41,7 +43,9 @@ INSERT INTO notifier.run (run_id, campaign, campaign_version, occurrence, contex
     relations, facts, occurred_at, began_at, valid_until, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
 """
-_RUN_SHARDS = "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
+_RUN_SHARDS = (
+    "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
+)
 
 
 class ContextHandler:
@@ -122,7 +126,9 @@ class ContextHandler:
     ) -> None:
         campaign = active.campaign
         assert isinstance(campaign.trigger, AlertTrigger)
-        run_id = "r-" + hashlib.blake2b(f"{campaign.id}\x1f{chain_id}\x1f{alert.id}".encode(), digest_size=10).hexdigest()
+        run_id = (
+            "r-" + hashlib.blake2b(f"{campaign.id}\x1f{chain_id}\x1f{alert.id}".encode(), digest_size=10).hexdigest()
+        )
         await connection.execute(
             _RUN, run_id, campaign.id, campaign.version, chain_id, alert.id, log_id, offset, list(cities),
             list(campaign.trigger.relations), msgspec.json.encode(_facts(alert)).decode(), alert.sent_at, began_at,

@@ -8,7 +8,7 @@ not matter whether the sweep or the next event notices that a moment has passed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from services.segmenter.domain import activity, cohorts, dedup, lifecycle, profile, sessions
@@ -59,7 +59,12 @@ def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change]]:
 
 
 def decide(
-    hot: Hot | None, cold: Cold | None, event: Accepted, as_of: int, rules: InForce, spilled: Set[int] = frozenset()
+    hot: Hot | None,
+    cold: Cold | None,
+    event: Accepted,
+    as_of: int,
+    rules: InForce,
+    spilled: AbstractSet[int] = frozenset(),
 ) -> Outcome:
     """Fold one event. `as_of`: the later of its received time and the shard's last tick. `cold` may be
     None unless `needs_cold`. `spilled`: hashes of the user's ids that left the ring within a day."""
@@ -83,7 +88,9 @@ def decide(
     return Outcome(hot, changed_cold, changes, evicted, duplicate=False)
 
 
-def _act(hot: Hot, cold: Cold | None, event: Accepted, as_of: int, rules: Compiled, changes: list[Change]) -> Cold | None:
+def _act(
+    hot: Hot, cold: Cold | None, event: Accepted, as_of: int, rules: Compiled, changes: list[Change]
+) -> Cold | None:
     """What the event itself does; returns the cold part if it changed."""
     signals, at, cause = rules.signals_of(event.name), event.occurred_at, event.message_id
     hot.first_seen_at, hot.last_seen_at = min(hot.first_seen_at, at), max(hot.last_seen_at, at)
@@ -122,9 +129,7 @@ def _context(hot: Hot, cold: Cold | None, event: Accepted, changes: list[Change]
     return folded if news else None
 
 
-def _be_active(
-    hot: Hot, at: int, as_of: int, screen: bool, rules: Compiled, changes: list[Change], cause: str
-) -> None:
+def _be_active(hot: Hot, at: int, as_of: int, screen: bool, rules: Compiled, changes: list[Change], cause: str) -> None:
     hot.activities += 1
     sessions.enter(hot, at, 1 if screen else 0, rules.gap_ms)
     sessions.mark_day(hot, at // DAY_MS)

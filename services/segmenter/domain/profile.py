@@ -33,7 +33,10 @@ def fold(cold: Cold, context: Context) -> tuple[Cold, list[tuple[str, dict[str, 
     if not changes:
         return cold, []
     return Cold(
-        devices, context.locale or cold.locale, context.timezone or cold.timezone, context.app_version or cold.app_version
+        devices,
+        context.locale or cold.locale,
+        context.timezone or cold.timezone,
+        context.app_version or cold.app_version,
     ), changes
 
 

@@ -1,0 +1,215 @@
+"""`perennial demo`: everything on this machine, with people who use it, real weather, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+
+from services.demo import drive, phones, report, weather
+from services.demo.by_hand import post_alert as alert
+from services.demo.drive import Gateway, Inbox, Phones
+from services.demo.past import Past
+from services.demo.progress import Progress
+from services.demo.watch import Watch, until, watching
+from services.local.up import Installation, Options, running
+from shared.contracts.identifiers import fresh_id
+from shared.gazetteer import load as load_gazetteer
+from shared.process.clock import Clock, monotonic
+
+SETTLE_SECONDS = 180.0
+TRICKLE_RATE = 2.0
+TRICKLE_EVENTS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the command line asked for, besides the installation."""
+
+    pack: str
+    once: bool
+    json_file: Path | None
+    seed: int
+    phones: int
+    rate: float
+    seconds: float
+
+
+async def run(
+    *,
+    options: Options,
+    pack: str,
+    once: bool,
+    json_file: Path | None,
+    seed: int,
+    phones: int,
+    rate: float,
+    seconds: float,
+) -> int:
+    """The whole demo; exit code 1 when something was still on its way at the end of `--once`."""
+    wishes = Wishes(pack, once, json_file, seed, phones, rate, seconds)
+    began = monotonic()
+    progress = Progress()
+    # the same users are held out each time, so that the same seed gives the same counts
+    options = dataclasses.replace(options, salt=f"demo-{seed}")
+    try:
+        async with running(options, progress.say) as installation, demonstrating(
+            installation, wishes, progress, began
+        ) as demo:
+            found = await demo.play()
+            demo.tell(found)
+            if not once:
+                await demo.go_on()
+            return 0 if found["ok"] else 1
+    finally:
+        progress.rest()
+        progress.say("stopped")
+
+
+class Demo:
+    """One demonstration on a running installation."""
+
+    def __init__(
+        self,
+        installation: Installation,
+        wishes: Wishes,
+        progress: Progress,
+        began: float,
+        watch: Watch,
+        users: Phones,
+        inbox: Inbox,
+        past: Past,
+    ) -> None:
+        self._installation, self._wishes, self._progress, self._began = installation, wishes, progress, began
+        self._watch, self._phones, self._inbox, self._past = watch, users, inbox, past
+        self._clock = Clock()
+        self._since_ms = self._clock.now_ms()
+        self._setup = monotonic() - began
+        self._doing = ""
+
+    async def play(self) -> dict[str, Any]:
+        """People set up their phones, the weather comes, people use the app; then everything comes to rest."""
+        ticker = asyncio.create_task(self._tick(), name="progress")
+        try:
+            self._doing = "phones set up their cities"
+            await self._phones.set_up(with_history=not self._past.known)
+            # the feed must find the cities that were set before it came
+            arrived = await until(self._watch.applied, SETTLE_SECONDS)
+            if self._weather:
+                self._doing = "the weather feed comes, people look at the app"
+                await self._watch.tell("notifier", "/v1/context", self._feed())
+            else:
+                self._doing = "people use the app"
+            await self._phones.use(self._wishes.rate, round(self._wishes.rate * self._wishes.seconds))
+            self._doing = "everything comes to rest"
+            settled = await until(self._at_rest, SETTLE_SECONDS)
+        finally:
+            ticker.cancel()
+            self._progress.rest()
+        seconds = {
+            "setup": round(self._setup, 2),
+            "first_push": None if self._inbox.first_after is None else round(self._inbox.first_after, 2),
+            "total": round(monotonic() - self._began, 2),
+        }
+        return await report.summary(self._watch, seconds, self._since_ms, arrived and settled)
+
+    @property
+    def _weather(self) -> bool:
+        return self._wishes.pack.rstrip("/").rsplit("/", 1)[-1] == "weather"
+
+    def _feed(self) -> bytes:
+        return msgspec.json.encode(weather.feed(self._clock.now_ms(), self._past.run))
+
+    async def _at_rest(self) -> bool:
+        """A tap makes events, events make pushes, pushes make taps: all of it has to be still at one moment."""
+        return (
+            await self._inbox.quiet()
+            and await self._watch.applied()
+            and await self._watch.sent()
+            and await self._inbox.quiet()
+            and await self._watch.applied()
+        )
+
+    async def _tick(self) -> None:
+        """The moving line."""
+        while True:
+            await self._watch.meters.read()
+            told = report.events(self._watch)
+            pushes = (await self._inbox.count())["count"]
+            done = told["accepted"] + told["rejected"]
+            self._progress.now(
+                f"{self._doing}: {told['posted']:,} events posted, {done:,} decided, {pushes:,} pushes arrived"
+            )
+            await asyncio.sleep(1.0)
+
+    def tell(self, found: dict[str, Any]) -> None:
+        """Says what happened, and writes the summary where it was asked for."""
+        file = self._wishes.json_file
+        aside = file is not None and str(file) == "-"
+        for line in (*report.lines(found), "", *self._where()):
+            typer.echo(line, err=aside)
+        if file is not None:
+            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+            if aside:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                file.write_text(text)
+
+    def _where(self) -> list[str]:
+        status = self._installation.status
+        urls = [(name, status[name]) for name in ("gateway", "segmenter", "notifier", "ingest", "sandbox")]
+        home = f"--home {self._installation.home.path}"
+        out = ["Where it is"]
+        out += [f"  {name:<10} {url}" for name, url in urls]
+        out += [f"  {'API docs':<10} {status['segmenter']}/docs, {status['notifier']}/docs"]
+        out += [f"  {'admin key':<10} {status['admin_key']}  (Authorization: Bearer …)"]
+        out += ["", "One more push" + (" (while it runs, without --once)" if self._wishes.once else "")]
+        out += [f"  {report.curl(status['gateway'], status['write_key'], fresh_id('you-'))}"]
+        out += ["", "More"]
+        out += [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
+        out += [f"  perennial follow {self._phones.everyone[0].user_id} {home}"] if self._phones.everyone else []
+        return out
+
+    async def go_on(self) -> None:
+        """A gentle trickle until the end; says what arrives."""
+        self._progress.say(f"people go on using the app; pushes are shown at {self._installation.url('sandbox')}/")
+        self._progress.say("Ctrl-C stops everything")
+        self._inbox.on_push = lambda push: self._progress.say(f"push to {push['token']}: {push['title']}")
+        while True:
+            await self._phones.use(TRICKLE_RATE, TRICKLE_EVENTS)
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def demonstrating(
+    installation: Installation, wishes: Wishes, progress: Progress, began: float
+) -> AsyncIterator[Demo]:
+    """Everything a demonstration needs, opened; a failure of the inbox ends it."""
+    past = Past.next(installation.home.path / "demo.json", wishes.seed)
+    everyone = phones.people(wishes.seed, wishes.phones, load_gazetteer(), past.run)
+    async with drive.session() as http, watching(installation, http) as watch:
+        gateway = Gateway(http, installation.url("gateway"), installation.keys.write)
+        users = Phones(gateway, Clock(), everyone, wishes.seed, past.run)
+        inbox = Inbox(http, installation.url("sandbox"), users, wishes.seed, began)
+        progress.say(f"{len(everyone):,} phones")
+        try:
+            async with asyncio.TaskGroup() as group:
+                looking = group.create_task(inbox.run(), name="inbox")
+                try:
+                    yield Demo(installation, wishes, progress, began, watch, users, inbox, past)
+                finally:
+                    looking.cancel()
+        except* Exception as failures:
+            raise failures.exceptions[0] from None
+
+
+__all__ = ["alert", "run"]

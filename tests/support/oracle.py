@@ -1,0 +1,77 @@
+"""Is what the installation holds and published exactly what its raw log and its recorded ticks amount to?
+
+A batch program that imports nothing from `services`: it refolds the raw topic and the first decisions in its own
+words and lists every difference. `python -m tests.support.oracle --home HOME`; exit code 1 when there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support import oracle_log, oracle_messages, oracle_numbers
+from tests.support.oracle_fold import Shard
+from tests.support.oracle_snapshot import Snapshot, take
+
+
+class Verdict:
+    """`differences` is empty when everything is equal. The counts tell how much was compared."""
+
+    def __init__(self) -> None:
+        self.differences: list[str] = []
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("raw", "accepted", "rejected", "moved", "duplicates", "decided_again", "decided_otherwise", "users"), 0
+        )
+
+
+def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> Verdict:
+    """Refold everything and compare."""
+    verdict = Verdict()
+    found, counts = verdict.differences, verdict.counts
+    if len(snapshot.log_ids) > 1:
+        found.append(f"the log was replaced ({sorted(snapshot.log_ids)}): what came before it cannot be refolded")
+        return verdict
+    for shard in range(snapshot.shards):
+        decided = oracle_log.read(snapshot.events.get(shard, []), shard, found)
+        oracle_log.check(snapshot, shard, decided, found)
+        should = Shard(snapshot, shard, decided, found)
+        found += should.compare(snapshot)
+        found += oracle_numbers.check(snapshot, shard)
+        counts["raw"] += len(snapshot.raw.get(shard, []))
+        for decision in decided.first:
+            counts[type(decision).__name__.lower()] += 1
+        counts["duplicates"] += should.duplicates
+        counts["decided_again"] += decided.repeats
+        counts["decided_otherwise"] += decided.otherwise
+        counts["users"] += len(should.people)
+    found += oracle_messages.check(snapshot, repeated_sends, unknown)
+    counts["ledger"] = len(snapshot.ledger)
+    counts["ticks"] = len(snapshot.ticks)
+    counts["messages"] = len(snapshot.messages)
+    counts["pushes"] = len(snapshot.pushes or ())
+    return verdict
+
+
+async def examine(status: dict[str, Any], **allowed: int) -> Verdict:
+    """Judge a running installation by its `status.json`."""
+    return judge(await take(status), **allowed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, default=Path(".perennial"))
+    told = parser.parse_args()
+    verdict = asyncio.run(examine(json.loads((told.home / "status.json").read_text())))
+    print(json.dumps(verdict.counts))
+    for difference in verdict.differences:
+        print(difference)
+    print("equal" if not verdict.differences else f"{len(verdict.differences)} differences")
+    return 1 if verdict.differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""The oracle finds nothing where nothing is wrong, and each of five defects planted in the product's own code."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.packs import load_pack
+from services.segmenter import pipeline
+from services.segmenter.domain import dedup
+from services.segmenter.shard import Draft
+from services.segmenter.sweeper import Sweeper
+from shared.contracts.rules import Rules
+from shared.data import shard_owner
+from shared.data.shard_owner import Owner
+from shared.process.errors import Fenced
+from tests.support import oracle
+from tests.support.miniature import Miniature
+from tests.support.traffic import DAY, Traffic
+
+START = 1_760_000_000.0
+HOUR = 3600.0
+
+
+def rules(**intake: int) -> Rules:
+    pack = load_pack("weather")
+    found = msgspec.structs.replace(pack, campaigns=[], intake=msgspec.structs.replace(pack.intake, **intake))
+    assert isinstance(found, Rules)
+    return found
+
+
+def differences(world: Miniature) -> list[str]:
+    return oracle.judge(world.snapshot()).differences
+
+
+def live(world: Miniature, seed: int, days: float, versions: Iterable[int] = (1,), events: int = 300) -> None:
+    """Users come and go for `days`, the sweep comes by now and then, the owner changes, rules change."""
+    chance, order = random.Random(seed), list(versions)
+    traffic = Traffic(seed, users=12)
+    owner, now = world.owner(), START
+    for number in range(events):
+        now += chance.expovariate(events / (days * DAY))
+        world.clock.now = int(now * 1000)
+        version = order[min(len(order) - 1, number * len(order) // events)]
+        shard = world.post(traffic.event(now), world.clock.now)
+        if chance.random() < 0.5:
+            world.decide(shard, version)
+        if chance.random() < 0.2:
+            world.decide(shard, version)
+            world.tell_time(shard, world.clock.now, version)
+        if chance.random() < 0.3:
+            owner.work(most=chance.choice([1, 3, 1000]))
+        if chance.random() < 0.03:
+            owner = world.owner()
+    for shard in range(world.shards):
+        world.decide(shard, order[-1])
+        world.tell_time(shard, world.clock.now, order[-1])
+    for _ in range(4 * events):
+        before = [p.next_offset for p in world.positions.values()], len(world.ledger)
+        owner.work()
+        if before == ([p.next_offset for p in world.positions.values()], len(world.ledger)):
+            break
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_found_where_nothing_is_wrong(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches, sweeps, new owners and lazy ticks fall differently each time; the refold knows none of them."""
+    world = Miniature({1: rules()}, monkeypatch)
+    live(world, seed, days=70)
+    assert differences(world) == []
+    assert len(world.ledger) > 300 and len(world.ticks) > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_change_of_rules_in_mid_stream_is_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user nobody touched passes through each version in turn, at the moment the shard did."""
+    shorter = rules()
+    shorter = msgspec.structs.replace(
+        shorter, activity=msgspec.structs.replace(shorter.activity, at_risk=5, inactive=9), stages=shorter.stages[:3]
+    )
+    world = Miniature({1: rules(), 2: shorter, 3: rules()}, monkeypatch)
+    live(world, seed, days=50, versions=(1, 2, 3))
+    assert differences(world) == []
+    assert {t[5] for t in world.ticks} == {1, 2, 3}
+
+
+def opened(user: str, message_id: str) -> dict[str, Any]:
+    return {"type": "track", "event": "Application Opened", "userId": user, "messageId": message_id}
+
+
+class Scene:
+    """A few users, an owner, and time that the test moves."""
+
+    def __init__(self, world: Miniature) -> None:
+        self.world, self.owner = world, world.owner()
+
+    def post(self, event: dict[str, Any], day: float = 0.0, version: int = 1) -> int:
+        self.world.clock.now = int((START + day * DAY) * 1000)
+        shard = self.world.post(event, self.world.clock.now)
+        self.world.decide(shard, version)
+        return shard
+
+    def time(self, day: float, version: int = 1) -> None:
+        self.world.clock.now = int((START + day * DAY) * 1000)
+        for shard in range(self.world.shards):
+            self.world.tell_time(shard, self.world.clock.now, version)
+        self.owner.work()
+        self.owner.work()
+
+
+def repeated_posts(world: Miniature) -> None:
+    scene = Scene(world)
+    for message_id in ("m1", "m1", "m2"):
+        scene.post(opened("anna", message_id))
+    scene.time(1)
+
+
+def test_dedup_switched_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Miniature({1: rules()}, monkeypatch)
+    repeated_posts(world)
+    assert differences(world) == []
+    broken = Miniature({1: rules()}, monkeypatch)
+    monkeypatch.setattr(dedup, "contains", lambda ring, number: False)
+    repeated_posts(broken)
+    assert any("opens is 3, should be 2" in found for found in differences(broken))
+
+
+def falling_silent(world: Miniature) -> None:
+    scene = Scene(world)
+    for user in ("anna", "bert", "cleo", "dora"):
+        scene.post(opened(user, f"{user}-1"))
+    scene.time(8)
+    scene.time(15)
+    scene.time(31)
+
+
+@pytest.mark.parametrize("defect", ["not noted", "not applied", "one user passed over"])
+def test_a_skipped_tick_is_found(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether time passed without a word of it, or was written down and passed nobody by."""
+    world = Miniature({1: rules()}, monkeypatch)
+    falling_silent(world)
+    assert differences(world) == []
+    broken = Miniature({1: rules()}, monkeypatch)
+    bring, note = Sweeper._bring, Draft.tick
+
+    def pass_over(self: Sweeper, draft: Draft, user_id: str, *rest: Any) -> None:
+        if user_id != "bert":
+            bring(self, draft, user_id, *rest)
+
+    def forget(self: Draft, at_src: int, as_of: int) -> None:
+        note(self, at_src, as_of)
+        if len(broken.ticks) > 3:
+            self.ticks.clear()
+
+    if defect == "not noted":
+        monkeypatch.setattr(Draft, "tick", forget)
+    elif defect == "not applied":
+        monkeypatch.setattr(Sweeper, "_bring", lambda *_: None)
+    else:
+        monkeypatch.setattr(Sweeper, "_bring", pass_over)
+    falling_silent(broken)
+    found = differences(broken)
+    assert any("activity is" in one for one in found), found
+
+
+def test_a_relay_that_swaps_rows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber that keeps the greatest number drops the row that comes too late."""
+    world = Miniature({1: rules()}, monkeypatch)
+    falling_silent(world)
+    assert differences(world) == []
+    publish = Miniature.publish
+    broken = Miniature({1: rules()}, monkeypatch)
+    monkeypatch.setattr(Miniature, "publish", lambda self, shard, rows: publish(self, shard, reversed(list(rows))))
+    falling_silent(broken)
+    found = differences(broken)
+    assert found and all("a subscriber applies" in one for one in found), found
+
+
+def two_deciders(world: Miniature) -> None:
+    """The first decision refuses a late event; a second ingest, one rules version on, decides it again."""
+    scene = Scene(world)
+    late = {**opened("anna", "m2"), "timestamp": "2025-10-01T00:00:00Z"}
+    shard = scene.post(opened("anna", "m1"), day=0)
+    scene.post(late, day=0.1)
+    world.decide(shard, version=2, since=0)
+    scene.time(0.2, version=2)
+
+
+def test_a_second_decision_that_is_applied_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {1: rules(too_old_days=1), 2: rules()}
+    world = Miniature(versions, monkeypatch)
+    two_deciders(world)
+    assert differences(world) == []
+    assert oracle.judge(world.snapshot()).counts["decided_otherwise"] == 1
+    broken = Miniature(versions, monkeypatch)
+    monkeypatch.setattr(pipeline, "judge", lambda last, prev, number: "apply")
+    two_deciders(broken)
+    assert any("opens is 2, should be 1" in found for found in differences(broken))
+
+
+def a_late_write(world: Miniature) -> None:
+    """A former owner wakes up and applies what the new one has applied already."""
+    scene = Scene(world)
+    zombie, scene.owner = scene.owner, world.owner()
+    scene.post(opened("anna", "m1"))
+    scene.time(1)
+    zombie.work()
+
+
+async def no_fence(connection: Any, service: str, epochs: dict[int, int]) -> dict[int, Owner]:
+    """Whoever asks is told what it believes."""
+    return {shard: Owner(shard, epoch, 1, 1, 0, 0, 0) for shard, epoch in epochs.items()}
+
+
+def test_a_late_write_of_a_former_owner_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Miniature({1: rules()}, monkeypatch)
+    with pytest.raises(Fenced):
+        a_late_write(world)
+    assert differences(world) == []
+    broken = Miniature({1: rules()}, monkeypatch)
+    lock = shard_owner.lock
+
+    async def unfenced(connection: Any, service: str, epochs: dict[int, int]) -> dict[int, Owner]:
+        current = {shard: owner.epoch for shard, owner in broken.owners.items()}
+        held = await lock(connection, service, {shard: current[shard] for shard in epochs})
+        stale = any(current[shard] != epoch for shard, epoch in epochs.items())
+        return await no_fence(connection, service, epochs) if stale else held
+
+    monkeypatch.setattr(shard_owner, "lock", unfenced)
+    a_late_write(broken)
+    found = differences(broken)
+    assert any("numbers doubled" in one for one in found) and any("tally" in one for one in found), found
+
+
+def test_the_oracle_imports_nothing_from_the_services() -> None:
+    """Else it might repeat their mistakes."""
+    support = Path(oracle.__file__).parent
+    for path in support.glob("oracle*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.split(".")[0] == "services" for name in names), f"{path.name}: {names}"
