@@ -112,9 +112,9 @@ def demo(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the summary to FILE (- for stdout).")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same counts.")] = 1,
-    phones: Annotated[int, typer.Option(help="Simulated phones.")] = 500,
-    rate: Annotated[float, typer.Option(help="Events a second.")] = 200.0,
-    seconds: Annotated[float, typer.Option(help="How long the phones use the app.")] = 15.0,
+    phones: Annotated[int, typer.Option(min=1, max=200_000, help="Simulated phones.")] = 2000,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second, once the phones have been set up.")] = 400.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long people use the app at that rate.")] = 10.0,
     kafka: KafkaOption = "embedded",
     home: HomeOption = DEFAULT_HOME,
     port: PortOption = 8080,
@@ -138,11 +138,16 @@ def demo_alert(
     context: typer.Context,
     event: Annotated[str, typer.Argument(help="For example: Tornado Warning")],
     city: Annotated[str, typer.Argument(help="For example: Dallas, TX")],
+    home: Annotated[Path | None, typer.Option("--home", help="The running one's home.")] = None,
 ) -> None:
     """Post a weather alert for a city to the running installation."""
-    from services.demo import run as demo_run
+    from services.demo.by_hand import post_alert
 
-    command(demo_run.alert)(Home(context.obj).read_status(), event, city)
+    @command
+    async def post() -> int:
+        return await post_alert(Home(home or context.obj).read_status(), event, city)
+
+    post()
 
 
 @app.command()

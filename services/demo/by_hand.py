@@ -9,8 +9,8 @@ import typer
 
 from services.demo import weather
 from services.demo.watch import until
+from services.local.database import connected
 from services.local.program import LocalError
-from services.local.up import connected
 from shared.gazetteer import load as load_gazetteer
 from shared.process.clock import Clock
 
@@ -42,7 +42,9 @@ async def post_alert(status: dict[str, Any], event: str, city: str) -> int:
                 raise LocalError(f"the notifier does not take the alert: {answer.status} {await answer.text()}")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise LocalError(f"the notifier does not answer at {status['notifier']}: {error}") from error
-    typer.echo(f"{body['data']['event']} for {place.name}, {place.state} ({body['severity']}, for one hour): {body['id']}")
+    typer.echo(
+        f"{body['data']['event']} for {place.name}, {place.state} ({body['severity']}, for one hour): {body['id']}"
+    )
     async with connected(str(status["postgres"])) as database:
 
         async def reached() -> bool:
@@ -55,7 +57,10 @@ async def post_alert(status: dict[str, Any], event: str, city: str) -> int:
     typer.echo(f"{sum(row['messages'] for row in rows):,} users have this city; {sent:,} pushes sent")
     for row in rows:
         if row["state"] != "sent":
-            typer.echo(f"  {row['messages']:,} {row['state'].replace('_', ' ')}" + (f": {row['reason']}" if row["reason"] else ""))
+            typer.echo(
+                f"  {row['messages']:,} {row['state'].replace('_', ' ')}"
+                + (f": {row['reason']}" if row["reason"] else "")
+            )
     if not done:
         typer.echo(f"not all of it was done after {REACH_SECONDS:.0f} s; see GET /v1/messages", err=True)
     return 0 if done else 1

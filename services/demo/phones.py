@@ -138,7 +138,11 @@ def _history(draw: random.Random, habit: Habit) -> tuple[tuple[int, ...], int]:
         case "settled":
             days = [*draw.sample([1, 2, 3, 4, 5], draw.randint(1, 2)), *draw.sample(range(9, 27), draw.randint(0, 4))]
         case "regular":
-            days = [1, *draw.sample([2, 3, 4, 5, 6, 8, 9, 10, 11, 12], 8), *draw.sample(range(16, 28), draw.randint(2, 6))]
+            days = [
+                1,
+                *draw.sample([2, 3, 4, 5, 6, 8, 9, 10, 11, 12], 8),
+                *draw.sample(range(16, 28), draw.randint(2, 6)),
+            ]
         case "returning":
             days = draw.sample(range(33, 80), draw.randint(1, 5))
         case "quiet":

@@ -18,9 +18,7 @@ class Progress:
     """Lines that stay (`say`) and one that moves (`now`), on stderr unless told otherwise."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._console = Console(
-            file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+        self._console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._status: Status | None = None
         self._plain_at = 0.0
 

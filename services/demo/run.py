@@ -15,7 +15,6 @@ import msgspec
 import typer
 
 from services.demo import drive, phones, report, weather
-from services.demo.by_hand import post_alert as alert
 from services.demo.drive import Gateway, Inbox, Phones
 from services.demo.past import Past
 from services.demo.progress import Progress
@@ -61,9 +60,10 @@ async def run(
     # the same users are held out each time, so that the same seed gives the same counts
     options = dataclasses.replace(options, salt=f"demo-{seed}")
     try:
-        async with running(options, progress.say) as installation, demonstrating(
-            installation, wishes, progress, began
-        ) as demo:
+        async with (
+            running(options, progress.say) as installation,
+            demonstrating(installation, wishes, progress, began) as demo,
+        ):
             found = await demo.play()
             demo.tell(found)
             if not once:
@@ -210,6 +210,3 @@ async def demonstrating(
                     looking.cancel()
         except* Exception as failures:
             raise failures.exceptions[0] from None
-
-
-__all__ = ["alert", "run"]

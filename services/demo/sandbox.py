@@ -77,6 +77,7 @@ class Sandbox:
         add("PUT", "/behaviour", self._behave)
         add("GET", "/behaviour", self._behaviour)
         add("GET", "/healthz", self._healthz)
+        add("GET", "/readyz", self._readyz)
         add("GET", "/", self._index)
         add("*", "/{elsewhere:.*}", self._nowhere)
         return app
@@ -199,6 +200,9 @@ class Sandbox:
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return _response(Answer(200, b'{"status":"ok"}'))
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _response(Answer(200, b'{"status":"ready"}'))
 
     async def _nowhere(self, request: web.Request) -> web.Response:
         return _error("not_found", f"there is no {request.method} {request.path} here", 404)

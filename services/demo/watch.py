@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.local.up import Installation, connected
+from services.local.database import connected
+from services.local.up import Installation
 from shared.contracts.topics import Topic
 from shared.data.db import Connection
 from shared.kafka.log_reader import LogReader

@@ -165,6 +165,8 @@ class Installation:
         await topics.ensure_topics(self.kafka, self.options.names, self.options.shards)
         async with self.database() as connection:
             change = await migrate.adopt_log(connection, self.options.shards, await topics.cluster_id(self.kafka))
+            if change.first and self.options.salt:
+                await connection.execute("UPDATE control.installation SET salt = $1", self.options.salt)
         if change.replaced:
             self.say("the log is a new one: users, history and messages stay; events nobody had read yet are gone")
 

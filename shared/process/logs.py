@@ -29,9 +29,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(service: str, level: str = "INFO") -> None:
-    """Send every logger of this process to stderr as JSON; chatty libraries only from WARNING on."""
+    """Send every logger of this process to stderr as JSON; libraries only where they say more than we do.
+
+    aiokafka says twenty times a second that a broker is away; our own retries say it once each.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("aiokafka", "uvicorn", "uvicorn.access", "asyncio"):
+    for name in ("uvicorn", "uvicorn.access", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL if level != "DEBUG" else logging.DEBUG)

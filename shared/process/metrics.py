@@ -53,7 +53,7 @@ GATEWAY_SECONDS = _histogram(
     "perennial_gateway_request_seconds", "Time from a request's arrival to its answer.", "Rising: broker latency."
 )
 GATEWAY_BYTES_IN_FLIGHT = _gauge(
-    "perennial_gateway_in_flight_bytes", "Bytes of events waiting for the broker.", "At its bound: 503s follow."
+    "perennial_gateway_in_flight_bytes", "Bytes of events waiting for the broker.", "At its bound: 429s follow."
 )
 # ingest
 INGEST_DECISIONS = _counter(

@@ -153,7 +153,8 @@ class Rig:
         port = next(
             p for p in range(self.installation.options.port + 30 + self._extra, 65_000) if p % 50 > 29 and is_free(p)
         )
-        told = {**self.installation.children.program(name).env, f"PERENNIAL_{name.upper()}_PORT": str(port), **env}
+        told = {**self.installation.children.program(name).env, f"PERENNIAL_{name.upper()}_PORT": str(port)}
+        told |= {"PERENNIAL_INSTANCE": f"second-{self._extra}", **env}
         argv = [sys.executable, "-m", SERVICES[name]]
         program = Program(f"{name}-{self._extra + 1}", argv, env=told, log=self.installation.home.logs / f"{name}2.log")
         await program.start()

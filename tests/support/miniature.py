@@ -228,14 +228,14 @@ class Miniature:
             else:
                 self.positions[shard] = Position(*values)
 
-    async def _load(self, _: object, shard: int, users: list[str]) -> dict[str, tuple[int | None, bytes]]:
-        return {u: (self.users[shard, u][0], self.users[shard, u][2]) for u in users if (shard, u) in self.users}
+    async def _load(self, _: object, keys: list[store.Key]) -> dict[store.Key, tuple[int | None, bytes]]:
+        return {key: (self.users[key][0], self.users[key][2]) for key in keys if key in self.users}
 
-    async def _load_cold(self, _: object, shard: int, users: list[str]) -> dict[str, bytes]:
-        return {u: self.users[shard, u][3] for u in users if (shard, u) in self.users and self.users[shard, u][3]}
+    async def _load_cold(self, _: object, keys: list[store.Key]) -> dict[store.Key, bytes]:
+        return {key: self.users[key][3] for key in keys if key in self.users and self.users[key][3]}
 
-    async def _load_spilled(self, _: object, shard: int, users: list[str], since: int) -> dict[str, set[int]]:
-        return {u: {h for s, v, day, h in self.spilled if (s, v) == (shard, u) and day >= since} for u in users}
+    async def _load_spilled(self, _: object, keys: list[store.Key], since: int) -> dict[store.Key, set[int]]:
+        return {key: {h for s, u, day, h in self.spilled if (s, u) == key and day >= since} for key in keys}
 
     async def _due(
         self, _: object, shard: int, bucket: int, after: tuple[int, str], limit: int

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from services.ingest.domain.intake_http import MAX_EVENT_BYTES
 from services.ingest.domain.places import UNKNOWN_PLACE, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
@@ -114,13 +115,15 @@ class Intake:
         key = _text(raw.key)
         if raw.value is None:
             return Refused(key, fallback, "empty", source)
+        if len(raw.value) > MAX_EVENT_BYTES:
+            return Refused(key, fallback, "too_large", source)
         try:
             event = _decode(raw.value)
         except msgspec.ValidationError as error:
             return Refused(key, fallback, f"invalid_field:{_field_of(error)}", source)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Refused(key, fallback, "malformed_json", source)
-        message_id = event.message_id or fallback
+        message_id = fallback if "message_id" in headers else event.message_id or fallback
         user_id = event.user_id or event.anonymous_id
         if not user_id:
             return Refused(key, fallback, "missing_id", source)
