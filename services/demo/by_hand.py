@@ -57,10 +57,8 @@ async def post_alert(status: dict[str, Any], event: str, city: str) -> int:
     typer.echo(f"{sum(row['messages'] for row in rows):,} users have this city; {sent:,} pushes sent")
     for row in rows:
         if row["state"] != "sent":
-            typer.echo(
-                f"  {row['messages']:,} {row['state'].replace('_', ' ')}"
-                + (f": {row['reason']}" if row["reason"] else "")
-            )
+            because = f": {row['reason']}" if row["reason"] else ""
+            typer.echo(f"  {row['messages']:,} {row['state'].replace('_', ' ')}{because}")
     if not done:
         typer.echo(f"not all of it was done after {REACH_SECONDS:.0f} s; see GET /v1/messages", err=True)
     return 0 if done else 1

@@ -151,7 +151,7 @@ class Inbox:
         self._taps: set[asyncio.Task[None]] = set()
         self._cursor = 0
         self.first_after: float | None = None
-        self.on_push: Callable[[dict[str, Any]], None] = lambda push: None
+        self.on_push: Callable[[dict[str, Any]], None] | None = None
 
     async def count(self) -> dict[str, Any]:
         """The sandbox's own count."""
@@ -186,7 +186,8 @@ class Inbox:
     def _take(self, push: dict[str, Any]) -> None:
         if self.first_after is None:
             self.first_after = monotonic() - self._began
-        self.on_push(push)
+        if self.on_push is not None:
+            self.on_push(push)
         message_id, campaign = push["data"].get("message_id", ""), push["data"].get("campaign", "")
         person = self._by_token.get(push["token"])
         if person is None or not message_id or message_id in self._seen:

@@ -52,7 +52,7 @@ class Pen:
             "app": {"name": "Perennial Weather", "version": VERSION},
         }
 
-    def track(self, name: str, at_ms: int, **properties: Any) -> dict[str, Any]:
+    def track(self, name: str, at_ms: int, /, **properties: Any) -> dict[str, Any]:
         return self._call({"type": "track", "event": name, "properties": properties}, at_ms)
 
     def screen(self, name: str, at_ms: int) -> dict[str, Any]:

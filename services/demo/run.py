@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import typer
 
@@ -19,10 +20,12 @@ from services.demo.drive import Gateway, Inbox, Phones
 from services.demo.past import Past
 from services.demo.progress import Progress
 from services.demo.watch import Watch, until, watching
+from services.local.program import LocalError
 from services.local.up import Installation, Options, running
 from shared.contracts.identifiers import fresh_id
 from shared.gazetteer import load as load_gazetteer
 from shared.process.clock import Clock, monotonic
+from shared.process.errors import Fatal, Transient
 
 SETTLE_SECONDS = 180.0
 TRICKLE_RATE = 2.0
@@ -208,5 +211,5 @@ async def demonstrating(
                     yield Demo(installation, wishes, progress, began, watch, users, inbox, past)
                 finally:
                     looking.cancel()
-        except* Exception as failures:
+        except* (LocalError, Transient, Fatal, aiohttp.ClientError) as failures:
             raise failures.exceptions[0] from None

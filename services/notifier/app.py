@@ -110,6 +110,7 @@ async def run() -> int:
                     names.topic(topic),
                     names.group(service),
                     instance=env.instance,
+                    fetch_wait_ms=20 if topic is Topic.FEED else 100,
                     session_timeout_ms=int(settings.session_seconds * 1000),
                 ),
             )

@@ -93,6 +93,9 @@ class LogReader:
                 return await work
         except (KafkaError, TimeoutError, AssertionError) as error:
             raise Transient(f"kafka: {type(error).__name__}: {error}") from error
+        finally:
+            if self._consumer is not None:
+                self._consumer.unsubscribe()  # an assigned consumer goes on fetching
 
     async def _ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         assert self._consumer is not None

@@ -44,6 +44,7 @@ class ShardConsumer:
         group: str,
         *,
         instance: str = "",
+        fetch_wait_ms: int = 20,
         session_timeout_ms: int = 30_000,
         max_bytes_per_partition: int = 1_048_576,
     ) -> None:
@@ -63,7 +64,7 @@ class ShardConsumer:
             heartbeat_interval_ms=max(500, session_timeout_ms // 10),
             rebalance_timeout_ms=60_000,
             max_poll_interval_ms=600_000,
-            fetch_max_wait_ms=20,
+            fetch_max_wait_ms=fetch_wait_ms,
             max_partition_fetch_bytes=max_bytes_per_partition,
             retry_backoff_ms=100,
         )

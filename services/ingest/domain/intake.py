@@ -202,7 +202,7 @@ class Intake:
                 if self._pii_less and _personal(value):
                     return f"pii:{key}"
                 kept[key] = value[:MAX_TEXT]
-            elif isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**63) or (isinstance(value, float) and math.isfinite(value)):
+            elif _is_number(value):
                 kept[key] = value
             elif isinstance(value, dict) and name not in self._city_events:
                 kept[key] = {k: v for k, v in value.items() if isinstance(v, bool)}
@@ -249,6 +249,13 @@ def _device(device: Mapping[str, Any]) -> Device | None | str:
     if "\x00" in device_id:
         return "nul_character:context.device.id"
     return Device(device_id[:MAX_ID_CHARS], kind, token)
+
+
+def _is_number(value: object) -> bool:
+    """A truth value, or a number that JSON, msgpack and Postgres all can hold."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _wrong_id(text: str) -> str | None:
