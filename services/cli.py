@@ -77,12 +77,12 @@ async def up(
         sandbox=not no_phones and "PERENNIAL_NOTIFIER_FCM_ACCOUNT_FILE" not in os.environ,
         dev=dev,
     )
-    try:
-        async with running(options, say) as installation:
-            say_where(installation)
+    async with running(options, say) as installation:
+        say_where(installation)
+        try:
             await asyncio.Event().wait()
-    finally:
-        say("stopped")
+        finally:
+            say("stopping")
 
 
 def say_where(installation: Installation) -> None:
@@ -129,7 +129,7 @@ def demo(
     options = Options(home=home, port=port, kafka=kafka, packs=(pack,), sandbox=True)
     demonstrate = command(demo_run.run)
     demonstrate(
-        options=options, pack=pack, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds
+        options=options, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds
     )
 
 

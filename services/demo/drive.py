@@ -162,6 +162,13 @@ class Inbox:
         """Whether everything that arrived was looked at, and every tap posted."""
         return not self._taps and (await self.count())["last"] <= self._cursor
 
+    def someone(self) -> str | None:
+        """A user whose road is worth following: the one who was told most."""
+        told: Counter[str] = Counter()
+        for (user_id, _), number in self._nth.items():
+            told[user_id] += number
+        return max(told, key=lambda user_id: (told[user_id], user_id), default=None)
+
     async def run(self) -> None:
         """Look for new pushes for ever; fails when a tap cannot be posted."""
         try:

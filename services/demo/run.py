@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import sys
@@ -36,7 +37,6 @@ TRICKLE_EVENTS = 40
 class Wishes:
     """What the command line asked for, besides the installation."""
 
-    pack: str
     once: bool
     json_file: Path | None
     seed: int
@@ -48,7 +48,6 @@ class Wishes:
 async def run(
     *,
     options: Options,
-    pack: str,
     once: bool,
     json_file: Path | None,
     seed: int,
@@ -57,7 +56,7 @@ async def run(
     seconds: float,
 ) -> int:
     """The whole demo; exit code 1 when something was still on its way at the end of `--once`."""
-    wishes = Wishes(pack, once, json_file, seed, phones, rate, seconds)
+    wishes = Wishes(once, json_file, seed, phones, rate, seconds)
     began = monotonic()
     progress = Progress()
     # the same users are held out each time, so that the same seed gives the same counts
@@ -106,7 +105,7 @@ class Demo:
             await self._phones.set_up(with_history=not self._past.known)
             # the feed must find the cities that were set before it came
             arrived = await until(self._watch.applied, SETTLE_SECONDS)
-            if self._weather:
+            if await self._wants_alerts():
                 self._doing = "the weather feed comes, people look at the app"
                 await self._watch.tell("notifier", "/v1/context", self._feed())
             else:
@@ -124,9 +123,10 @@ class Demo:
         }
         return await report.summary(self._watch, seconds, self._since_ms, arrived and settled)
 
-    @property
-    def _weather(self) -> bool:
-        return self._wishes.pack.rstrip("/").rsplit("/", 1)[-1] == "weather"
+    async def _wants_alerts(self) -> bool:
+        """Whether a campaign of the pack waits for the weather."""
+        campaigns = (await self._watch.ask("notifier", "/v1/campaigns"))["items"]
+        return any(campaign["trigger"]["type"] == "alert" for campaign in campaigns)
 
     def _feed(self) -> bytes:
         return msgspec.json.encode(weather.feed(self._clock.now_ms(), self._past.run))
@@ -144,13 +144,15 @@ class Demo:
     async def _tick(self) -> None:
         """The moving line."""
         while True:
-            await self._watch.meters.read()
-            told = report.events(self._watch)
-            pushes = (await self._inbox.count())["count"]
-            done = told["accepted"] + told["rejected"]
-            self._progress.now(
-                f"{self._doing}: {told['posted']:,} events posted, {done:,} decided, {pushes:,} pushes arrived"
-            )
+            # a service may be starting again
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
+                await self._watch.meters.read()
+                told = report.events(self._watch)
+                pushes = (await self._inbox.count())["count"]
+                done = told["accepted"] + told["rejected"]
+                self._progress.now(
+                    f"{self._doing}: {told['posted']:,} events posted, {done:,} decided, {pushes:,} pushes arrived"
+                )
             await asyncio.sleep(1.0)
 
     def tell(self, found: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ class Demo:
         out += [f"  {report.curl(status['gateway'], status['write_key'], fresh_id('you-'))}"]
         out += ["", "More"]
         out += [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
-        out += [f"  perennial follow {self._phones.everyone[0].user_id} {home}"] if self._phones.everyone else []
+        out += [f"  perennial follow {user} {home}"] if (user := self._inbox.someone()) else []
         return out
 
     async def go_on(self) -> None:

@@ -6,6 +6,8 @@ hands intents to; a push on the wire at the end is found as an attempt by the ne
 
 from __future__ import annotations
 
+import asyncio
+import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -127,9 +129,11 @@ async def run() -> int:
                 heartbeat_seconds=settings.session_seconds / 10,
             )
 
-        notifier.reader = dispatcher.reader = await reader_of("notifier", Topic.FEED, notifier)
-        dispatcher.recipient = notifier.recipient
-        context.reader = await reader_of("context", Topic.CONTEXT, context)
+        # at once: a broker may let each group wait for seconds before it begins
+        notifier.reader, context.reader = await asyncio.gather(
+            reader_of("notifier", Topic.FEED, notifier), reader_of("context", Topic.CONTEXT, context)
+        )
+        dispatcher.reader, dispatcher.recipient = notifier.reader, notifier.recipient
         supervisor.add("relay", relay.run())
         supervisor.add("settle", dispatcher.settle())
         supervisor.add("dispatch", dispatcher.run())

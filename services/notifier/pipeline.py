@@ -13,7 +13,7 @@ from services.notifier.domain.campaign import Occurrence, matches, occurrence_of
 from services.notifier.domain.plan import plan
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
 from services.notifier.messages import Message, Months, OutcomeRow
-from services.notifier.runs import Runs
+from services.notifier.runs import Page, Runs
 from shared.contracts.events import FeedRow, FeedTime, decode_feed
 from shared.data.db import Connection, Pool
 from shared.data.shard_owner import Owner, Position
@@ -50,6 +50,7 @@ class Draft:
 
     recipients: dict[tuple[int, str], Recipient | None] = field(default_factory=dict)
     planned: list[Message] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
@@ -113,10 +114,15 @@ class Notifier:
 
     async def idle(self) -> None:
         await self._drop_dead_tokens()
-        page = await self._runs.next_page(self._heard)
-        if page is not None:
-            draft = Draft()
-            await self._load({(page.shard, member.user_id) for member in page.members})
+        pages = await self._runs.next_pages(self._heard)
+        if pages:
+            await self._expand(pages)
+
+    async def _expand(self, pages: list[Page]) -> None:
+        """Plan the members of these pages, and note in the same transaction how far their runs have come."""
+        draft = Draft()
+        await self._load({(page.shard, member.user_id) for page in pages for member in page.members})
+        for page in pages:
             for member in page.members:
                 recipient = self._recipients[page.shard][member.user_id]
                 active = self._book.by_id.get(page.run.campaign)
@@ -124,7 +130,13 @@ class Notifier:
                 if recipient is None or active is None or not self._runs.still_concerns(page.run, member, recipient):
                     continue
                 self._plan(draft, active, recipient, occurrence, page.shard, member.entered_seq, 0, -1, page.run.run_id)
-            await self._commit([page.shard], {}, draft, self._runs.advance(page))
+        writes = [self._runs.advance(page) for page in pages]
+
+        async def advance(connection: Connection) -> None:
+            for write in writes:
+                await write(connection)
+
+        await self._commit([page.shard for page in pages], {}, draft, advance)
 
     async def _apply(self, polled: Polled) -> None:
         feed = {shard: [decode_feed(r.value or b"") for r in records] for shard, records in polled.records.items()}
@@ -197,7 +209,10 @@ class Notifier:
             verdict, campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence.id, now_ms=now
         )
         message.cause_seq, message.cause_gen, message.cause_src, message.run_id = seq, gen, src, run_id
-        draft.planned.append(message)
+        # two updates of one alert are one occurrence: the first one counts
+        if message.message_id not in draft.ids:
+            draft.ids.add(message.message_id)
+            draft.planned.append(message)
 
     def _heard(self, shard: int) -> tuple[int, int]:
         """The last (gen, seq) of the segmenter's ledger that is applied here."""

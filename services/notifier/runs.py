@@ -20,12 +20,14 @@ from shared.process.clock import monotonic
 
 _PAGE = 1000
 _POLL_SECONDS = 0.5
+_AT_ONCE = 64
+"""Most pages read and planned together."""
 
 _OPEN = """
 SELECT r.run_id, r.campaign, r.occurrence, r.city_ids, r.relations, r.facts, r.occurred_at, r.began_at, r.valid_until,
     s.shard, s.cursor
 FROM notifier.run_shard s JOIN notifier.run r USING (run_id)
-WHERE s.shard = ANY($1::int[]) AND NOT s.done ORDER BY r.created_at, r.run_id, s.shard LIMIT 64
+WHERE s.shard = ANY($1::int[]) AND NOT s.done ORDER BY r.created_at, r.run_id, s.shard LIMIT $2
 """
 _MEMBERS = """
 SELECT DISTINCT ON (user_id) user_id, city_id, relation, entered_seq FROM audience.cohort_member
@@ -86,19 +88,22 @@ class Runs:
         """A run was made in this process: look at once."""
         self._asked_at = 0.0
 
-    async def next_page(self, heard: Callable[[int], tuple[int, int]]) -> Page | None:
-        """A page whose moment the recipients have reached; None if there is none now."""
-        if not self._waiting and self._shards and monotonic() - self._asked_at >= _POLL_SECONDS:
-            self._asked_at = monotonic()
-            for row in await self._pool.fetch(_OPEN, list(self._shards)):
-                self._waiting.append(await self._read(row))
-        for page in self._waiting:
-            if heard(page.shard) >= page.true_at:
-                self._waiting.remove(page)
-                return page
-        return None
+    async def next_pages(self, heard: Callable[[int], tuple[int, int]]) -> list[Page]:
+        """Pages whose moment the recipients have reached, to be planned and noted together; [] if there are none now.
 
-    async def _read(self, row: Any) -> Page:
+        No more are read while any wait: what was handed out must be committed before it is asked for again.
+        """
+        if not self._waiting and self._shards and monotonic() - self._asked_at >= _POLL_SECONDS:
+            rows = await self._pool.fetch(_OPEN, list(self._shards), _AT_ONCE)
+            self._asked_at = monotonic() if len(rows) < _AT_ONCE else 0.0
+            if rows:
+                async with transaction(self._pool, "repeatable_read") as connection:
+                    self._waiting = [await self._read(connection, row) for row in rows]
+        ready = [page for page in self._waiting if heard(page.shard) >= page.true_at]
+        self._waiting = [page for page in self._waiting if heard(page.shard) < page.true_at]
+        return ready
+
+    async def _read(self, connection: Connection, row: Any) -> Page:
         run = Run(
             row["run_id"],
             row["campaign"],
@@ -111,11 +116,8 @@ class Runs:
             row["valid_until"],
         )
         shard: int = row["shard"]
-        async with transaction(self._pool, "repeatable_read") as connection:
-            found = await connection.fetch(
-                _MEMBERS, shard, list(run.city_ids), list(run.relations), row["cursor"], _PAGE
-            )
-            at = await connection.fetchrow("SELECT gen, last_seq FROM audience.position WHERE shard = $1", shard)
+        found = await connection.fetch(_MEMBERS, shard, list(run.city_ids), list(run.relations), row["cursor"], _PAGE)
+        at = await connection.fetchrow("SELECT gen, last_seq FROM audience.position WHERE shard = $1", shard)
         true_at = (at["gen"], at["last_seq"]) if at is not None and at["last_seq"] > 0 else (0, -1)
         return Page(run, shard, [Member(**dict(m)) for m in found], true_at)
 

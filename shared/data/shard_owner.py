@@ -145,5 +145,9 @@ async def write(
 
 
 async def advance_relayed(connection: Connection, service: str, seqs: Mapping[int, int]) -> None:
-    """Note what the broker acknowledged. Needs no fence: it only ever grows, and is true whoever says it."""
+    """Note what the broker acknowledged. Needs no fence: it only ever grows, and is true whoever says it.
+
+    Needs a transaction: rows are locked in shard order, as everywhere, or two transactions could wait for each other.
+    """
+    await connection.execute(_LOCK, service, sorted(seqs))
     await connection.execute(_RELAYED, service, list(seqs), list(seqs.values()))

@@ -18,6 +18,7 @@ import pytest
 from services.local import topics
 from services.local.apache import ApacheKafka, missing_tools
 from services.local.broker import EmbeddedBroker
+from services.local.unprivileged import STATE_ROOT
 from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Names
 from tests.support.ports import free_port
@@ -43,6 +44,9 @@ def server_home() -> Iterator[Path]:
     """A folder for the servers of this run. Short: a Unix socket's path must fit."""
     path = Path(tempfile.mkdtemp(prefix="perennial-test-"))
     yield path
+    for marker in path.rglob("servers.id"):  # as root the data lies outside the home
+        for data in STATE_ROOT.glob(f"*-{marker.read_text().strip()}"):
+            shutil.rmtree(data, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -96,7 +96,7 @@ class Miniature:
         """Append an event to raw, in its user's partition; the partition."""
         user = str(event.get("userId") or event.get("anonymousId") or "nobody")
         shard = shard_of(user, self.shards)
-        headers = {"received_at": str(received_at).encode(), "source": b"app", "message_id": b"none-given"}
+        headers = {"received_at": str(received_at).encode(), "source": b"app"}
         self._append("app.events.raw.v1", shard, user.encode(), msgspec.json.encode(event), received_at, headers)
         return shard
 
@@ -182,6 +182,7 @@ class Miniature:
             ticks=[
                 dict(zip(columns, (t[0], number, t[2], t[4], t[5]), strict=True)) for number, t in enumerate(self.ticks)
             ],
+            times=[{"shard": s, "watermark": row[0]} for s, row in self.times.items()],
             users=[
                 {"shard": s, "user_id": u, "due_bucket": row[0], "rules_version": row[1], "hot": row[2], "cold": row[3]}
                 for (s, u), row in self.users.items()
@@ -191,9 +192,7 @@ class Miniature:
                 {"shard": s, "city_id": c, "relation": r, "user_id": u, "entered_seq": seq}
                 for (s, c, r, u), seq in self.members.items()
             ],
-            ledger=[
-                msgspec.structs.asdict(row) for row in sorted(self.ledger, key=lambda row: (row.shard, row.seq))
-            ],
+            ledger=[msgspec.structs.asdict(row) for row in sorted(self.ledger, key=lambda row: (row.shard, row.seq))],
         )
 
     # -- the tables

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shared.contracts.events import FeedRow, decode_feed
 from tests.support import oracle_log, oracle_messages, oracle_numbers
 from tests.support.oracle_fold import Shard
 from tests.support.oracle_snapshot import Snapshot, take
@@ -53,6 +54,9 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
     counts["ticks"] = len(snapshot.ticks)
     counts["messages"] = len(snapshot.messages)
     counts["pushes"] = len(snapshot.pushes or ())
+    sent = (decode_feed(record.value or b"") for log in snapshot.feed.values() for record in log)
+    rows = sum(isinstance(one, FeedRow) for one in sent)
+    counts["sent_again"] = rows - len(snapshot.ledger)
     return verdict
 
 

@@ -11,6 +11,7 @@ from tests.support.oracle_person import Book, Person, Row
 from tests.support.oracle_snapshot import Snapshot, cold, hot
 
 FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"}
+NOT_BROUGHT = "has not been brought"
 ROLES = ((1, "customer"), (2, "repeat"), (4, "loyal"))
 
 
@@ -59,7 +60,9 @@ class Shard:
                 assert isinstance(decision, Moved)
         self._pass_ticks_before(reached + 1)
         for tick in self._ticks:
-            self._problems.append(f"shard {self.shard}: tick {tick['tick_id']} lies behind {tick['at_src']}, not reached")
+            self._problems.append(
+                f"shard {self.shard}: tick {tick['tick_id']} lies behind {tick['at_src']}, not reached"
+            )
         if not decided.versions or max(decided.versions) < self.version:
             self._problems.append(f"shard {self.shard}: rules {self.version} were in no decision")
 
@@ -108,6 +111,7 @@ class Shard:
         found: list[str] = []
         ledger = [row for row in snapshot.ledger if row["shard"] == self.shard]
         kept = {row["user_id"]: row for row in snapshot.users if row["shard"] == self.shard}
+        watermark = next((t["watermark"] for t in snapshot.times if t["shard"] == self.shard), 0)
         for user_id in sorted(self.people.keys() | kept.keys()):
             person = self.people.get(user_id)
             if person is None or user_id not in kept:
@@ -122,6 +126,8 @@ class Shard:
             bucket, due = kept[user_id]["due_bucket"], expected["due_at"]
             if due >= 0 and (bucket is None or bucket > due // 3_600_000):
                 found.append(f"user {user_id}: due bucket {bucket} would miss the due moment {due}")
+            if 0 <= due <= watermark:
+                found.append(f"user {user_id}: due at {due}, {NOT_BROUGHT} to the watermark {watermark}")
             found += person.doubts
         found += self._rows(ledger)
         found += self._dead(ledger)

@@ -91,11 +91,12 @@ def _misfits(decision: Accepted | Rejected | Moved, record: Seen, shard: int, sn
         return found if isinstance(decision, Rejected) else [*found, "it was accepted and cannot be read"]
     if isinstance(decision, Rejected):
         return found if decision.reason else [*found, "it was rejected without a reason"]
-    fallback = record.headers.get("message_id", b"").decode() or f"o-{shard}-{decision.src}"
+    # the gateway's header comes first: it names events that name none themselves
+    named = record.headers.get("message_id", b"").decode() or told.get("messageId") or f"o-{shard}-{decision.src}"
     call = told.get("type") or record.headers.get("type", b"").decode()
     expected = {
         "user_id": user,
-        "message_id": told.get("messageId") or fallback,
+        "message_id": named,
         "name": told.get("event") if call == "track" else NAMES.get(call),
         "received_at": int(record.headers.get("received_at", str(record.timestamp))),
     }

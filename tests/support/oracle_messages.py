@@ -64,7 +64,9 @@ def _expected(snapshot: Snapshot, book: Book) -> dict[str, dict[str, Any]]:
             if trigger["type"] != row["kind"] or row["kind"] not in ("stage_changed", "activity_changed"):
                 continue
             before, after = row["payload"]["from"], row["payload"]["to"]
-            if (trigger.get("from") and before not in trigger["from"]) or (trigger["to"] and after not in trigger["to"]):
+            if (trigger.get("from") and before not in trigger["from"]) or (
+                trigger["to"] and after not in trigger["to"]
+            ):
                 continue
             occurrence = f"{row['kind']}:{before or ''}>{after}:{row['occurred_at']}"
             message_id = _message_id(campaign, row["user_id"], occurrence, row["occurred_at"])

@@ -80,7 +80,9 @@ def _topic(records: list[Seen], rows: Rows, where: str, read: Read) -> list[str]
             found.append(f"{where}@{record.offset}: {told!r}, should be {should!r}")
     if got != order:
         missing = [n for n in order if n not in set(got)]
-        found.append(f"{where}: a subscriber applies {len(got)} of {len(order)} rows; missing (gen, seq): {missing[:5]}")
+        found.append(
+            f"{where}: a subscriber applies {len(got)} of {len(order)} rows; missing (gen, seq): {missing[:5]}"
+        )
     return found
 
 

@@ -33,9 +33,7 @@ def rfc3339(ms: int) -> str:
     days, rest = divmod(ms, DAY)
     year, month, day = _civil(days)
     seconds, milli = divmod(rest, 1000)
-    return (
-        f"{year:04}-{month:02}-{day:02}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{milli:03}Z"
-    )
+    return f"{year:04}-{month:02}-{day:02}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{milli:03}Z"
 
 
 def _civil(days: int) -> tuple[int, int, int]:
@@ -346,9 +344,7 @@ class Person:
             self._tell("activity_changed", {"from": self.pulse or None, "to": to}, at, cause_type, cause)
             self.pulse, self.pulse_at = to, at
 
-    def _cohort(
-        self, entered: bool, relation: str, city: int, at: int, cause: str, cause_type: str = "event"
-    ) -> None:
+    def _cohort(self, entered: bool, relation: str, city: int, at: int, cause: str, cause_type: str = "event") -> None:
         kind = "cohort_entered" if entered else "cohort_exited"
         self._tell(kind, {"relation": relation, "city_id": city}, at, cause_type, cause)
 

@@ -71,7 +71,9 @@ async def take(status: dict[str, Any]) -> Snapshot:
             made = await connection.fetchrow("SELECT shards, salt FROM control.installation")
             assert made is not None, "there is no installation"
             rules = await connection.fetch("SELECT version, body FROM control.rules")
-            snapshot = Snapshot(made["shards"], {r["version"]: msgspec.json.decode(r["body"]) for r in rules}, made["salt"])
+            snapshot = Snapshot(
+                made["shards"], {r["version"]: msgspec.json.decode(r["body"]) for r in rules}, made["salt"]
+            )
             for name, query in _QUERIES.items():
                 setattr(snapshot, name, [dict(row) for row in await connection.fetch(query)])
             for row in await connection.fetch(

@@ -59,8 +59,9 @@ async def _follow(bootstrap: str, topic: str, partitions: int):  # type: ignore[
             assert time.monotonic() < deadline, f"{topic}: the end was not reached"
             for tp, records in (await consumer.getmany(timeout_ms=30)).items():
                 for record in records:
-                    yield tp.partition, Seen(
-                        record.offset, record.timestamp, record.key, record.value, dict(record.headers)
+                    yield (
+                        tp.partition,
+                        Seen(record.offset, record.timestamp, record.key, record.value, dict(record.headers)),
                     )
             for tp in every:
                 highwater, mark = consumer.highwater(tp), consumer.last_poll_timestamp(tp) or 0

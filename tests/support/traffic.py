@@ -102,7 +102,9 @@ class Traffic:
             case 4:
                 event["type"] = "telegram"
 
-    async def run(self, rig: Rig, seconds: float, rate: float = 400.0, times: int = 1, now: float | None = None) -> None:
+    async def run(
+        self, rig: Rig, seconds: float, rate: float = 400.0, times: int = 1, now: float | None = None
+    ) -> None:
         """Post for a while, each batch `times` times."""
         began, batch = time.monotonic(), max(1, int(rate / 10))
         while (elapsed := time.monotonic() - began) < seconds:

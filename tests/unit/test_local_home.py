@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.local import keys
+from services.local.broker import broker_binary
 from services.local.children import ending, pause_seconds
 from services.local.environment import environment, write_fcm_account
 from services.local.home import Home
@@ -118,6 +119,12 @@ def test_the_database_address_names_the_driver() -> None:
     assert alembic_address("postgresql://postgres@/p?host=/s") == "postgresql+asyncpg://postgres@/p?host=/s"
     with pytest.raises(LocalError, match="begins with postgresql://"):
         alembic_address("mysql://x")
+
+
+def test_a_platform_without_a_broker_is_told_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(LocalError, match="--kafka HOST:PORT"):
+        broker_binary()
 
 
 def test_raw_events_are_shown_without_what_may_be_a_persons() -> None:

@@ -16,7 +16,8 @@ _FRESH = frozenset({"new", "active", "at_risk", "reactivated"})
 
 
 class Compiled:
-    """`version` and `rules`, with signals by event name, spans in milliseconds, segments by (stage, activity)."""
+    """`version` and `rules`, with signals by event name, spans in milliseconds, the stage that follows each
+    stage, segments by (stage, activity)."""
 
     def __init__(self, version: int, rules: Rules) -> None:
         self.version = version
@@ -35,8 +36,8 @@ class Compiled:
         self.searched_ms = rules.searched_days * DAY_MS
         self.gap_ms = rules.session_gap_minutes * 60_000
         self.first_stage = rules.stages[0].id
-        self.next_stage: dict[str, Stage] = {
-            before.id: after for before, after in zip(rules.stages, rules.stages[1:], strict=False)
+        self.stages: dict[str, Stage | None] = {
+            stage.id: after for stage, after in zip(rules.stages, [*rules.stages[1:], None], strict=True)
         }
         self.required = frozenset(rules.privacy.consent)
         self._memberships: dict[tuple[str, str], tuple[str, ...]] = {}

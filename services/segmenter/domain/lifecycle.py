@@ -10,20 +10,23 @@ from shared.contracts.rules import Measure
 
 
 def measure(hot: Hot, name: Measure) -> int:
-    match name:
-        case "searched":
-            return len(hot.searched)
-        case "added":
-            return len(hot.added)
-        case "cities":
-            return len(hot.searched) + len(hot.added) + (1 if hot.default_city else 0)
-        case _:
-            return int(getattr(hot, name))
+    """What a threshold is held against."""
+    if name == "searched":
+        return len(hot.searched)
+    if name == "added":
+        return len(hot.added)
+    if name == "cities":
+        return len(hot.searched) + len(hot.added) + (1 if hot.default_city else 0)
+    number: int = getattr(hot, name)
+    return number
 
 
 def holds(hot: Hot, thresholds: Mapping[Measure, int]) -> bool:
-    """Whether every threshold is reached; an empty set holds for nobody but is never asked for stages."""
-    return all(measure(hot, name) >= least for name, least in thresholds.items())
+    """Whether every threshold is reached; an empty set always holds."""
+    for name, least in thresholds.items():
+        if measure(hot, name) < least:
+            return False
+    return True
 
 
 def next_stage(hot: Hot, rules: Compiled) -> str | None:
@@ -31,10 +34,9 @@ def next_stage(hot: Hot, rules: Compiled) -> str | None:
 
     A stage that the rules no longer know counts as the first.
     """
-    known = hot.stage in rules.next_stage or any(s.id == hot.stage for s in rules.rules.stages)
-    if not known:
+    if hot.stage not in rules.stages:
         return rules.first_stage
-    following = rules.next_stage.get(hot.stage)
+    following = rules.stages[hot.stage]
     return following.id if following is not None and holds(hot, following.enter) else None
 
 

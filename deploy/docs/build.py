@@ -1,0 +1,60 @@
+"""Writes `asyncapi.yaml` and `docs/metrics.md` from the code; `--check` says instead which of them is out of date.
+
+Run from anywhere: `python deploy/docs/build.py [--check]`.
+"""
+
+# ruff: noqa: INP001 - deploy/ holds scripts, and is no package
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import yaml  # noqa: E402 - the path above comes first
+
+from shared.contracts.asyncapi import document  # noqa: E402
+from shared.process.metrics import DECLARED  # noqa: E402
+
+_METRICS_HEAD = """\
+# Metrics
+
+Every service answers `GET /metrics` on its own port, in Prometheus' text format. This page is written from
+`shared/process/metrics.py`, where each metric is declared once (`python deploy/docs/build.py`). Labels come from closed
+sets; no user, token or message id is ever one. Histograms are in seconds.
+
+| Metric | Kind | Labels | Meaning | When it moves |
+|---|---|---|---|---|
+"""
+
+
+def asyncapi() -> str:
+    head = "# Written by deploy/docs/build.py from shared/contracts/asyncapi.py. Do not edit.\n"
+    return head + yaml.safe_dump(document(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def metrics() -> str:
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} | {m.action} |"
+        for m in DECLARED
+    ]
+    return _METRICS_HEAD + "\n".join(rows) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    stale = []
+    for path, text in ((ROOT / "asyncapi.yaml", asyncapi()), (ROOT / "docs" / "metrics.md", metrics())):
+        if "--check" not in arguments:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            stale.append(str(path.relative_to(ROOT)))
+    if stale:
+        sys.stderr.write(f"out of date: {', '.join(stale)}; run `python deploy/docs/build.py`\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
