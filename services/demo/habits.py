@@ -101,7 +101,7 @@ def arrival(person: Person, run: int, now_ms: int) -> Post | None:
         return None
     pen = Pen(person, f"{run}a")
     events: list[dict[str, Any]] = []
-    at = now_ms - 20_000
+    at = _began(now_ms)
     new = not person.days
     if new:
         events.append(pen.track("Application Installed", at, version=VERSION))
@@ -126,6 +126,11 @@ def _cities(pen: Pen, person: Person, at: int) -> Iterator[dict[str, Any]]:
         yield pen.city("City Searched", at + 5000 + 1000 * number, place)
 
 
+def _began(now_ms: int) -> int:
+    """When a visit began that is posted now: a moment ago, but today, so that days are counted alike at any hour."""
+    return max(now_ms - 20_000, now_ms - now_ms % DAY_MS)
+
+
 def _copies(user_id: str, run: int) -> int:
     return 2 if random.Random(f"{user_id}:{run}").randrange(TWICE_IN) == 0 else 1  # noqa: S311
 
@@ -148,7 +153,7 @@ class Visit:
     def post(self, run: int, now_ms: int, most: int) -> Post:
         """The visit as one post of at most `most` events."""
         pen = Pen(self.person, f"{run}v{self.number}")
-        at = now_ms - 20_000
+        at = _began(now_ms)
         events = [pen.track("Application Opened", at, version=VERSION, from_background=True)]
         events += [pen.screen(SCREENS[n % len(SCREENS)], at + 1000 * (n + 1)) for n in range(self.screens)]
         if self.search is not None:

@@ -143,7 +143,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     shares = ("activation_percent", "repeat_percent", "loyal_percent")
     yield f"  {'rates':<12} " + ", ".join(f"{name.removesuffix('_percent')} {rates[name]:g} %" for name in shares)
     top = [f"{c['name']}, {c['state']} ({c['relation']}) {c['users']}" for c in found["cohorts"][:5]]
-    yield f"  {'cohorts':<12} " + "; ".join(top)
+    if top:
+        yield f"  {'cohorts':<12} " + "; ".join(top)
     if alerts := found.get("alerts"):
         yield (
             f"  {'alerts':<12} {alerts['features']} in the feed, {alerts['actual']} actual: {alerts['marine']} marine, "

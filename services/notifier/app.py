@@ -7,7 +7,6 @@ hands intents to; a push on the wire at the end is found as an attempt by the ne
 from __future__ import annotations
 
 import asyncio
-import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AsyncExitStack

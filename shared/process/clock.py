@@ -67,7 +67,7 @@ class Clock:
         try:
             told = json.loads(self._path.read_text())
             self._real, self._virtual, self._rate = int(told["real"]), int(told["virtual"]), float(told["rate"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             if self._virtual == 0:
                 self._real = self._virtual = self.real_ms()
 

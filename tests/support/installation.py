@@ -6,6 +6,7 @@ The processes are the product's own, started by `services.local.up`; a test may 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import signal
@@ -190,11 +191,12 @@ class Rig:
 
     async def post(self, events: Sequence[Mapping[str, Any]], attempts: int = 40) -> int:
         """Post a batch until it is taken, as a client does; how many attempts that took."""
-        auth = aiohttp.BasicAuth(self.status["write_key"], "")
+        key = base64.b64encode(f"{self.status['write_key']}:".encode()).decode()
         for attempt in range(1, attempts + 1):
             try:
                 async with self._http.post(
-                    self.status["gateway"] + "/v1/batch", json={"batch": list(events)}, auth=auth
+                    self.status["gateway"] + "/v1/batch", json={"batch": list(events)},
+                    headers={"Authorization": f"Basic {key}"},
                 ) as answer:
                     if answer.status == 200:
                         return attempt

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from services.demo import habits, phones, weather
@@ -89,9 +91,7 @@ def test_everyone_posts_something_and_every_message_id_once(everyone: list[Perso
 
 
 def accepted(posts: list[Post], intake: Intake, now_ms: int) -> list[Accepted]:
-    import msgspec
-
-    out = []
+    out: list[Accepted] = []
     for post in posts:
         mode = b"import" if post.path == "/v1/import" else b"live"
         sent = post.body.get("sentAt")
@@ -103,9 +103,21 @@ def accepted(posts: list[Post], intake: Intake, now_ms: int) -> list[Accepted]:
             assert isinstance(taken, Taken), (event, taken)
             out.append(
                 Accepted(
-                    len(out), len(out) - 1, b"", 1, taken.user_id, taken.message_id, taken.name, taken.occurred_at,
-                    now_ms, taken.mode, taken.source, taken.city_id, taken.properties, taken.context,
-                )  # fmt: skip
+                    len(out),
+                    len(out) - 1,
+                    b"",
+                    1,
+                    taken.user_id,
+                    taken.message_id,
+                    taken.name,
+                    taken.occurred_at,
+                    now_ms,
+                    taken.mode,
+                    taken.source,
+                    taken.city_id,
+                    taken.properties,
+                    taken.context,
+                )
             )
     return out
 
@@ -147,8 +159,6 @@ def test_nobody_looks_at_the_app_without_people() -> None:
 
 
 def test_every_kind_of_fault_is_refused_for_its_own_reason(everyone: list[Person]) -> None:
-    import msgspec
-
     intake = Intake(load_pack("weather"), load(), 32)
     person, reasons = everyone[0], []
     for kind in range(1, habits.FAULTS + 1):
@@ -190,9 +200,7 @@ def test_history_lies_in_the_past_and_in_order(everyone: list[Person]) -> None:
 
 def test_a_later_feed_has_other_alerts_in_the_same_chains() -> None:
     """The second run of a home finds the weather anew, and its chains are as long as those of the first."""
-    first, second = (
-        [alert for alert in parse(weather.feed(NOON, run)) if isinstance(alert, Alert)] for run in (0, 1)
-    )
+    first, second = ([alert for alert in parse(weather.feed(NOON, run)) if isinstance(alert, Alert)] for run in (0, 1))
     assert {a.id for a in first}.isdisjoint(a.id for a in second)
     assert [len(a.references) for a in first] == [len(a.references) for a in second]
     assert all(new.id.startswith(old.id) for old, new in zip(first, second, strict=True))
@@ -207,7 +215,7 @@ def test_an_alert_by_hand_is_what_the_notifier_reads() -> None:
         weather.find_city("Atlantis, TX", gazetteer)
 
 
-def test_a_home_knows_its_earlier_runs(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_home_knows_its_earlier_runs(tmp_path: Path) -> None:
     file = tmp_path / "demo.json"
     assert Past.next(file, 1) == Past(0, known=False)
     assert Past.next(file, 1) == Past(1, known=True)

@@ -111,25 +111,30 @@ class Intake:
         """The verdict on one raw record; reasons are `code` or `code:detail`."""
         headers = raw.headers
         source = _text(headers.get("source"))
-        fallback = _text(headers.get("message_id")) or f"o-{raw.partition}-{raw.offset}"
+        told = _text(headers.get("message_id"))
+        if _wrong_id(told):
+            told = ""
+        fallback = told or f"o-{raw.partition}-{raw.offset}"
+        # a refusal is kept under these two: any producer may have written what no database takes
         key = _text(raw.key)
+        named = "" if _wrong_id(key) else key
         if raw.value is None:
-            return Refused(key, fallback, "empty", source)
+            return Refused(named, fallback, "empty", source)
         if len(raw.value) > MAX_EVENT_BYTES:
-            return Refused(key, fallback, "too_large", source)
+            return Refused(named, fallback, "too_large", source)
         try:
             event = _decode(raw.value)
         except msgspec.ValidationError as error:
-            return Refused(key, fallback, f"invalid_field:{_field_of(error)}", source)
+            return Refused(named, fallback, f"invalid_field:{_field_of(error)}", source)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return Refused(key, fallback, "malformed_json", source)
-        message_id = fallback if "message_id" in headers else event.message_id or fallback
+            return Refused(named, fallback, "malformed_json", source)
+        message_id = told or event.message_id or fallback
         user_id = event.user_id or event.anonymous_id
         if not user_id:
-            return Refused(key, fallback, "missing_id", source)
+            return Refused(named, fallback, "missing_id", source)
         wrong = _wrong_id(user_id) or _wrong_id(message_id)
         if wrong:
-            return Refused(key if not _wrong_id(key) else "", fallback[:MAX_ID_CHARS], wrong, source)
+            return Refused(named, fallback, wrong, source)
         shard = shard_of(user_id, self._shards)
         if shard != raw.partition or key != user_id:
             return Misplaced(user_id, message_id, shard)

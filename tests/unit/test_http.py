@@ -1,0 +1,97 @@
+"""What every service answers alike: health, readiness, metrics, and errors with a code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from shared.process import http
+from shared.process.http import ApiError, Health, service_app
+from shared.process.metrics import DECLARED
+
+
+class _Time:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> _Time:
+    found = _Time()
+    monkeypatch.setattr(http, "monotonic", found)
+    return found
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def client(health: Health, socket_enabled: None) -> Iterator[TestClient]:
+    app: FastAPI = service_app("test", health)
+
+    @app.get("/things/{number}")
+    async def thing(number: int) -> dict[str, int]:
+        if number == 0:
+            raise ApiError(409, "taken", "it is taken", {"by": "you"}, {"Retry-After": "3"})
+        if number == 1:
+            raise ValueError("secret detail")
+        return {"number": number}
+
+    with TestClient(app, raise_server_exceptions=False) as found:
+        yield found
+
+
+def test_healthy_means_that_every_loop_goes_round(client: TestClient, health: Health, moment: _Time) -> None:
+    """A process that answers is not one that works: a stuck loop has to be told from a live server."""
+    health.beat("pipeline", 30)
+    health.beat("relay", 5)
+    assert client.get("/healthz").status_code == 200
+    moment.now += 6
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()["loops"]) == (503, ["relay"])
+    health.beat("relay", 5)
+    assert client.get("/healthz").status_code == 200
+
+
+def test_ready_only_once_it_said_so(client: TestClient, health: Health) -> None:
+    assert client.get("/readyz").status_code == 503
+    health.ready()
+    assert client.get("/readyz").status_code == 200
+
+
+def test_metrics_are_told(client: TestClient) -> None:
+    text = client.get("/metrics").text
+    assert [d.name for d in DECLARED if f"# HELP {d.name} " not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/things/0", 409, "taken"),
+        ("/things/1", 500, "internal_error"),
+        ("/things/x", 422, "invalid_request"),
+        ("/nowhere", 404, "not_found"),
+    ],
+)
+def test_every_error_has_a_code_and_a_sentence(client: TestClient, path: str, status: int, code: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.json()["message"]
+    assert "secret" not in answer.text
+
+
+def test_a_wrong_method_is_said_in_the_same_form(client: TestClient) -> None:
+    assert client.post("/things/2").json()["code"] == "method_not_allowed"
+
+
+def test_details_and_headers_travel(client: TestClient) -> None:
+    answer = client.get("/things/0")
+    assert answer.json()["details"] == {"by": "you"}
+    assert answer.headers["retry-after"] == "3"
