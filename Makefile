@@ -57,7 +57,8 @@ bench: $(VENV)/dev.stamp ## measurements, with the ceiling of this machine besid
 faults: $(VENV)/dev.stamp ## kill, freeze and cut what can be, and compare with the oracle
 	@exec $(BIN)/python -m pytest tests/faults $(ARGS)
 
-docs: $(VENV)/dev.stamp ## check that the documents say what the code does
+docs: $(VENV)/dev.stamp ## write asyncapi.yaml and docs/metrics.md anew, and check what the documents say
+	@$(BIN)/python deploy/docs/build.py
 	@exec $(BIN)/python -m pytest tests/contract $(ARGS)
 
 clean: ## remove what was installed; the home with its data stays

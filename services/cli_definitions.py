@@ -22,11 +22,11 @@ from shared.process.clock import iso, parse_instant, write_clock
 
 SETTINGS_MODULES = (
     "shared.process.settings:Installation",
-    "services.ingest.gateway.settings:Settings",
+    "services.ingest.gateway.settings:GatewaySettings",
     "services.ingest.consumer.settings:Settings",
     "services.segmenter.settings:Settings",
     "services.notifier.settings:Settings",
-    "services.demo.sandbox:Settings",
+    "services.demo.sandbox:SandboxSettings",
 )
 
 packs = typer.Typer(help="Definitions: what the events mean, stages, segments, campaigns.", no_args_is_help=True)

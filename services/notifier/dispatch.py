@@ -211,18 +211,18 @@ class Dispatcher:
                 self._again(message, None)
             case Throttled():
                 self._pause_until = monotonic() + outcome.retry_after_seconds
-                self._again(message, outcome.retry_after_seconds)
+                self._again(message, outcome.retry_after_seconds, counted=False)
             case Unauthorised():
                 log.error("the provider refuses our credentials: %s", outcome.reason)
                 self._pause_until = monotonic() + 5
-                self._again(message, 5.0)
+                self._again(message, 5.0, counted=False)
             case Unavailable():
                 self._again(message, outcome.retry_after_seconds)
         self._finish(message)
 
-    def _again(self, message: Message, after_seconds: float | None) -> None:
-        """Back to waiting; given up once it was tried often enough."""
-        if message.attempts >= _MOST_ATTEMPTS:
+    def _again(self, message: Message, after_seconds: float | None, *, counted: bool = True) -> None:
+        """Back to waiting; given up once it was tried often enough, where that says something of the message."""
+        if counted and message.attempts >= _MOST_ATTEMPTS:
             message.state, message.reason = "failed", "too_many_attempts"
             return
         message.state = "intent"

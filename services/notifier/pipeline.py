@@ -75,6 +75,8 @@ class Notifier:
         self._most_cached = most_cached
         self._recipients: dict[int, dict[str, Recipient | None]] = {}
         self._failed_in_a_row = 0
+        self._now_folding: tuple[int, int, int] | None = None
+        self._poison: set[tuple[int, int, int]] = set()
 
     # -- owning ---------------------------------------------------------------------------------------
 
@@ -102,11 +104,16 @@ class Notifier:
 
     def suspect(self, error: Exception) -> None:
         self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _PATIENCE and self._now_folding is not None:
+            self._poison.add(self._now_folding)
+            self._now_folding = None
+            self._failed_in_a_row = 0
 
     # -- applying -------------------------------------------------------------------------------------
 
     async def handle(self, polled: Polled) -> None:
-        pieces = [polled] if self._failed_in_a_row < _PATIENCE else batches(polled, 1)
+        # after a failure one record at a time, so that the one that fails is known
+        pieces = [polled] if self._failed_in_a_row == 0 else batches(polled, 1)
         for piece in pieces:
             await self._relay.room()
             await self._apply(piece)
@@ -174,6 +181,10 @@ class Notifier:
     def _row(self, draft: Draft, shard: int, row: FeedRow) -> None:
         """Fold one row, and plan what waits for it. Dead letters concern nobody here."""
         if row.kind == "dead_letter" or not row.user_id:
+            return
+        self._now_folding = (shard, row.gen, row.seq)
+        if self._now_folding in self._poison:
+            log.critical("poison row set aside", extra={"fields": {"shard": shard, "gen": row.gen, "seq": row.seq}})
             return
         known = self._recipients[shard].get(row.user_id)
         now = fold(known, row)

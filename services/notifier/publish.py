@@ -17,6 +17,7 @@ _json = msgspec.json.Encoder().encode
 class Publisher:
     def __init__(self, names: Names) -> None:
         self._topic = names.topic(Topic.OUTCOMES)
+        self._source = f"/perennial/{names.prefix}notifier"
 
     def row(self, row: OutcomeRow) -> Published:
         value = {
@@ -34,7 +35,7 @@ class Publisher:
         }
         kind = headers(
             event_id=f"{row.shard}-{row.gen}-{row.seq}",
-            source="/perennial/notifier",
+            source=self._source,
             kind=f"perennial.push.{row.outcome}.v1",
             time=iso(row.recorded_at),
             subject=row.user_id,

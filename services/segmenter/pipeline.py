@@ -33,6 +33,7 @@ log = logging.getLogger("perennial.segmenter")
 _NOTHING: frozenset[int] = frozenset()
 _YIELD_EVERY = 500
 _REPAIRS_SECONDS = 2.0
+_FORGET_SECONDS = 3600.0
 _PATIENCE = 3
 """How often one place may fail before its records are tried one by one."""
 
@@ -55,7 +56,7 @@ class Segmenter:
     ) -> None:
         self._pool, self._book, self._relay, self._publisher, self._clock = pool, rules, relay, publisher, clock
         self._most_cached, self._fault = most_cached, fault
-        self._repairs_at = 0.0
+        self._repairs_at = self._forgotten_at = 0.0
         self._shards: dict[int, ShardState] = {}
         self._compiled: dict[int, Compiled] = {}
         self._poison: set[tuple[int, int]] = set()
@@ -124,6 +125,14 @@ class Segmenter:
         if monotonic() - self._repairs_at > _REPAIRS_SECONDS:
             self._repairs_at = monotonic()
             await self._repair()
+        if self._shards and monotonic() - self._forgotten_at > _FORGET_SECONDS:
+            self._forgotten_at = monotonic()
+            await self._forget_spilled()
+
+    async def _forget_spilled(self) -> None:
+        """Drop the spilled message ids that no longer count for any of these shards."""
+        oldest = min(state.watermark for state in self._shards.values()) // HOUR_MS - KEEP_HOURS
+        await store.drop_spilled(self._pool, list(self._shards), oldest // DAY_HOURS)
 
     async def _repair(self) -> None:
         """Publish again what a reader of the feed misses (`perennial repair`)."""

@@ -24,15 +24,25 @@ class Publisher:
         self._feed = names.topic(Topic.FEED)
         self._changes = names.topic(Topic.CHANGES)
         self._dead = names.topic(Topic.DEAD_LETTERS)
+        self._source = f"/perennial/{names.prefix}segmenter"
 
     def row(self, row: LedgerRow) -> Published:
         key = row.user_id.encode()
         records = [(self._feed, Record(key, encode(row.feed_row())))]
         if row.kind in CHANGE_KINDS:
-            records.append((self._changes, Record(key, _json(change(row)), _headers(row, f"segment.{row.kind}"))))
+            records.append((self._changes, Record(key, _json(change(row)), self._headers(row, f"segment.{row.kind}"))))
         elif row.kind == DEAD_LETTER:
-            records.append((self._dead, Record(key, _json(dead_letter(row)), _headers(row, "dead_letter"))))
+            records.append((self._dead, Record(key, _json(dead_letter(row)), self._headers(row, "dead_letter"))))
         return Published(row.seq, records)
+
+    def _headers(self, row: LedgerRow, kind: str) -> list[tuple[str, bytes]]:
+        return headers(
+            event_id=f"{row.shard}-{row.gen}-{row.seq}",
+            source=self._source,
+            kind=f"perennial.{kind}.v1",
+            time=iso(row.recorded_at),
+            subject=row.user_id,
+        )
 
     def time(self, gen: int, seq: int, as_of: int) -> Published:
         return Published(seq, [(self._feed, Record(b"", encode(FeedTime(gen, seq, as_of))))])
@@ -40,10 +50,13 @@ class Publisher:
 
 def change(row: LedgerRow) -> dict[str, Any]:
     """The value of a record of `segment.changes.v1`; also what the timeline shows."""
+    payload = row.payload
+    if "city_id" in payload:
+        payload = {**payload, "city_id": str(payload["city_id"])}  # ids are strings wherever others read them
     return {
         "user_id": row.user_id,
         "kind": row.kind,
-        **row.payload,
+        **payload,
         "occurred_at": iso(row.occurred_at),
         "recorded_at": iso(row.recorded_at),
         "cause": {"type": row.cause_type, "id": row.cause_id},
@@ -68,13 +81,3 @@ def dead_letter(row: LedgerRow) -> dict[str, Any]:
         "seq": row.seq,
         "prev_seq": row.prev_seq,
     }
-
-
-def _headers(row: LedgerRow, kind: str) -> list[tuple[str, bytes]]:
-    return headers(
-        event_id=f"{row.shard}-{row.gen}-{row.seq}",
-        source="/perennial/segmenter",
-        kind=f"perennial.{kind}.v1",
-        time=iso(row.recorded_at),
-        subject=row.user_id,
-    )

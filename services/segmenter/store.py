@@ -137,8 +137,8 @@ async def save_spilled(connection: Connection, rows: list[tuple[int, str, int, i
     await connection.execute(_SPILL, *map(list, zip(*rows, strict=True)))
 
 
-async def drop_spilled(connection: Connection, shards: list[int], before_day: int) -> None:
-    await connection.execute(
+async def drop_spilled(pool: Pool, shards: list[int], before_day: int) -> None:
+    await pool.execute(
         "DELETE FROM segmenter.dedup_spill WHERE shard = ANY($1::int[]) AND day < $2", shards, before_day
     )
 

@@ -45,7 +45,7 @@ class SegmentChange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     to: str | msgspec.UnsetType = msgspec.UNSET
     segment: str | msgspec.UnsetType = msgspec.UNSET
     relation: Relation | msgspec.UnsetType = msgspec.UNSET
-    city_id: int | msgspec.UnsetType = msgspec.UNSET
+    city_id: str | msgspec.UnsetType = msgspec.UNSET
     occurred_at: str
     recorded_at: str
     cause: Cause

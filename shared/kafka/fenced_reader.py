@@ -252,6 +252,7 @@ class FencedReader:
         if polled.positions:
             await self._worker.handle(polled)
         await self._worker.idle()
+        self._consumer.show({shard: one.position.next_offset for shard, one in self.shards.items()})
 
 
 def batches(polled: Polled, most: int) -> Iterable[Polled]:

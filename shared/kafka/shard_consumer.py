@@ -8,7 +8,7 @@ over records fetched before a seek.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -21,7 +21,11 @@ from aiokafka.errors import (
 )
 
 from shared.kafka.records import InRecord
+from shared.process.clock import monotonic
 from shared.process.errors import LogReplaced, Transient
+
+
+_SHOW_SECONDS = 5.0
 
 
 class Reassigned(Exception):
@@ -51,6 +55,8 @@ class ShardConsumer:
         self.topic = topic
         self.generation = 0
         self._positions: dict[int, int] = {}
+        self._shown_at = 0.0
+        self._showing: asyncio.Task[None] | None = None
         self._group = group
         self._consumer: AIOKafkaConsumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
@@ -128,12 +134,19 @@ class ShardConsumer:
             return False, 0
         return highwater is not None and position >= highwater, polled or 0
 
-    async def commit(self, positions: dict[int, int]) -> None:
-        """Tell the broker where we are: for lag dashboards only, never read back."""
-        offsets = {self._tp(shard): offset for shard, offset in positions.items()}
+    def show(self, positions: Mapping[int, int]) -> None:
+        """Tell the broker where we are, in the background and every few seconds: for lag dashboards only,
+        never read back."""
+        now = monotonic()
+        if not positions or now - self._shown_at < _SHOW_SECONDS:
+            return
+        self._shown_at = now
+        self._showing = asyncio.create_task(self._commit(dict(positions)))
+
+    async def _commit(self, positions: dict[int, int]) -> None:
         try:
             async with asyncio.timeout(2):
-                await self._consumer.commit(offsets)
+                await self._consumer.commit({self._tp(shard): offset for shard, offset in positions.items()})
         except (KafkaError, TimeoutError, IllegalStateError):
             return
 

@@ -63,7 +63,7 @@ INGEST_DECISIONS = _counter(
     "verdict",
 )
 INGEST_REJECTIONS = _counter(
-    "perennial_ingest_rejections_total", "Rejected events by reason code.", "See `perennial dlq stats`.", "reason"
+    "perennial_ingest_rejections_total", "Rejected events by reason code.", "See `perennial dlq list`.", "reason"
 )
 INGEST_RESUMES = _counter(
     "perennial_ingest_resumes_total",

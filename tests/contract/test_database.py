@@ -31,7 +31,6 @@ NOT_ASYNCPGS = re.compile(r"\{|[ (]:[a-z]")
 AUDIENCE = {
     "cohort_member": ["shard", "city_id", "relation", "user_id", "entered_seq"],
     "position": ["shard", "gen", "last_seq"],
-    "user_state": ["shard", "user_id", "hot", "cold"],
 }
 """What the notifier was promised; columns may be added behind these."""
 

@@ -137,6 +137,22 @@ class Rig:
         await self.restart(name, PERENNIAL_CRASHPOINT=crashpoint, **env)
         return self.pid(name)
 
+    async def crash_in_turn(self, name: str, points: Sequence[str], seconds: float = 40) -> None:
+        """Have a service end hard at the first point, its successor at the second, and so on; the last one lives."""
+        assert self.installation.children is not None
+        program = self.installation.children.program(name)
+        plain, before = dict(program.env), self.pid(name)
+        try:
+            program.env = {**plain, "PERENNIAL_CRASHPOINT": points[0]}
+            os.kill(before, signal.SIGTERM)
+            for point in [*points[1:], ""]:
+                await self.gone(name, before, seconds)
+                before = self.pid(name)
+                program.env = {**plain, "PERENNIAL_CRASHPOINT": point}
+            await self.gone(name, before, seconds)
+        finally:
+            program.env = plain
+
     async def gone(self, name: str, pid: int, seconds: float = 30) -> None:
         """Wait until the service's process `pid` was replaced."""
 

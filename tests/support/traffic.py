@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -114,3 +116,13 @@ class Traffic:
                 await rig.post(events)
             self.posted += len(events) * times
             await asyncio.sleep(max(0.0, began + self.posted / times / rate - time.monotonic()))
+
+    @asynccontextmanager
+    async def during(self, rig: Rig, rate: float = 300.0) -> AsyncIterator[None]:
+        """Post while the block runs; a load that fails ends it."""
+        async with asyncio.TaskGroup() as group:
+            load = group.create_task(self.run(rig, 1e9, rate))
+            try:
+                yield
+            finally:
+                load.cancel()

@@ -284,5 +284,3 @@ CREATE VIEW audience.cohort_member AS
 CREATE VIEW audience.position AS
     SELECT shard, gen, next_seq - 1 AS last_seq FROM spine.shard_owner WHERE service = 'segmenter'
 
-CREATE VIEW audience.user_state AS
-    SELECT shard, user_id, hot, cold FROM segmenter.user_state

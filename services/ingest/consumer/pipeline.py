@@ -162,13 +162,17 @@ class Pipeline:
         if polled.positions:
             await self._decide(polled)
         await self._tell_time()
+        self._consumer.show({p: standing.position for p, standing in self._partitions.items()})
 
     def _rewind(self) -> None:
         for p, standing in self._partitions.items():
             if standing.rewinds:
                 after = min(standing.rewinds)
                 standing.rewinds.clear()
-                standing.src, standing.position, standing.proof = after, after + 1, None
+                if after >= standing.src:
+                    continue
+                standing.src, standing.digest = after, b""
+                standing.position, standing.proof = after + 1, None
                 self._consumer.seek(p, after + 1)
                 log.warning("deciding again", extra={"fields": {"partition": p, "after": after}})
 
@@ -245,6 +249,8 @@ class Pipeline:
         now = monotonic()
         due: dict[int, Record] = {}
         for p, standing in self._partitions.items():
+            if standing.src >= 0 and not standing.digest:
+                continue  # just rewound: what would prove raw[src] is not at hand until more is decided
             reached = self._reached(p, standing, now)
             if reached is None and standing.rules == self._rules_version:
                 continue
