@@ -46,6 +46,7 @@ _BATCH = 500
 _WAITED_SECONDS = 5.0
 """A message older than this when its turn comes is judged again."""
 _MOST_ATTEMPTS = 8
+_GATHER_SECONDS = 0.1
 
 
 class Dispatcher:
@@ -239,7 +240,7 @@ class Dispatcher:
         """Write outcomes for ever, in batches."""
         while True:
             await self._settle_wanted.wait()
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_GATHER_SECONDS)  # nobody waits for an outcome; plans and attempts want the lock
             self._settle_wanted.clear()
             ours = [m for m in self._finished.values() if m.shard in self._shards]
             for start in range(0, len(ours), 5000):

@@ -15,7 +15,7 @@ from shared.data.shard_owner import Owner
 Write = Callable[[Connection], Awaitable[None]]
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
     suppressed or held_out. `cause_gen`, `cause_seq`: the segmenter's ledger row it goes back to."""
 
@@ -47,7 +47,7 @@ class Message(msgspec.Struct):
     safety: bool = False
 
 
-class OutcomeRow(msgspec.Struct, frozen=True):
+class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
     """One row of notifier.outcome, and one record of `push.outcomes.v1`."""
 
     shard: int

@@ -323,13 +323,9 @@ class Segmenter:
             ticks = [tick for draft in drafts.values() for tick in draft.ticks]
             if ticks:
                 await store.log_ticks(connection, ticks)
-            await store.save_times(
-                connection,
-                [
-                    (s.shard, s.watermark, s.last_tick, s.version, s.rules_cursor)
-                    for s in (draft.state for draft in drafts.values())
-                ],
-            )
+            times = [draft.state.times() for draft in drafts.values() if draft.state.times() != draft.times_before]
+            if times:
+                await store.save_times(connection, times)
 
         await self.reader.commit(drafts, positions, write)
         for shard, draft in drafts.items():

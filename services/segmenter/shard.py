@@ -43,6 +43,10 @@ class ShardState:
     sweep_at: tuple[int, int, str] | None = None
     told_time: int = 0
 
+    def times(self) -> tuple[int, int, int, int, str | None]:
+        """The shard's row of segmenter.shard_time."""
+        return self.shard, self.watermark, self.last_tick, self.version, self.rules_cursor
+
     @property
     def version(self) -> int:
         return self.rules.current.version if self.rules is not None else 0
@@ -53,6 +57,7 @@ class Draft:
 
     def __init__(self, state: ShardState, owner: Owner, position: Position, recorded_at: int) -> None:
         self.state = state
+        self.times_before = state.times()
         self.owner = copy.copy(owner)
         self.log_id = position.log_id
         self.recorded_at = recorded_at

@@ -13,7 +13,7 @@ import msgspec
 PRIVATE = "application/x-perennial-msgpack"
 
 
-class Device(msgspec.Struct, array_like=True, frozen=True):
+class Device(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A device that can be pushed to; `type` is `ios`, `android` or `web`."""
 
     id: str
@@ -21,7 +21,7 @@ class Device(msgspec.Struct, array_like=True, frozen=True):
     token: str
 
 
-class Context(msgspec.Struct, array_like=True, frozen=True):
+class Context(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What an event tells of the phone it came from; `campaign` is the UTM source."""
 
     device: Device | None = None
@@ -31,7 +31,7 @@ class Context(msgspec.Struct, array_like=True, frozen=True):
     campaign: str | None = None
 
 
-class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True):
+class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
     """Raw record `src` was taken in.
 
     `prev` is the `src` decided before it, `digest` that of raw[src], `rules` the version it was decided
@@ -55,7 +55,7 @@ class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True):
     context: Context | None
 
 
-class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True):
+class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True, gc=False):
     """Raw record `src` was refused; the bytes stay in raw, `reason` is `code` or `code:detail`."""
 
     src: int
@@ -69,7 +69,7 @@ class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True):
     source: str
 
 
-class Moved(msgspec.Struct, array_like=True, tag="m", frozen=True):
+class Moved(msgspec.Struct, array_like=True, tag="m", frozen=True, gc=False):
     """Raw record `src` lay in a partition that is not its user's and was produced again to `to`."""
 
     src: int
@@ -79,7 +79,7 @@ class Moved(msgspec.Struct, array_like=True, tag="m", frozen=True):
     to: int
 
 
-class TimeRecord(msgspec.Struct, array_like=True, tag="t", frozen=True):
+class TimeRecord(msgspec.Struct, array_like=True, tag="t", frozen=True, gc=False):
     """Everything received up to `as_of` has been decided; `src` is the last decision (-1: none yet).
 
     `digest` is that of raw[src], so that a log's last record always proves where ingest stood.
@@ -94,7 +94,7 @@ class TimeRecord(msgspec.Struct, array_like=True, tag="t", frozen=True):
 Decision = Accepted | Rejected | Moved | TimeRecord
 
 
-class FeedRow(msgspec.Struct, array_like=True, tag="f", frozen=True):
+class FeedRow(msgspec.Struct, array_like=True, tag="f", frozen=True, gc=False):
     """One row of a shard's ledger or outbox, as the feed carries it.
 
     `prev_seq` is the row before it on this topic. `cause` is (type, id); `src` the offset in
@@ -114,7 +114,7 @@ class FeedRow(msgspec.Struct, array_like=True, tag="f", frozen=True):
     rules: int
 
 
-class FeedTime(msgspec.Struct, array_like=True, tag="t", frozen=True):
+class FeedTime(msgspec.Struct, array_like=True, tag="t", frozen=True, gc=False):
     """The shard's watermark has reached `as_of`, and its rows up to `(gen, seq)` are in the feed."""
 
     gen: int

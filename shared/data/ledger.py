@@ -52,7 +52,7 @@ ORDER BY seq LIMIT $3
 _encode = msgspec.json.Encoder().encode
 
 
-class LedgerRow(msgspec.Struct, frozen=True):
+class LedgerRow(msgspec.Struct, frozen=True, gc=False):
     """One numbered fact about a user. `prev_seq` is the row before it on the same public topic (0: none);
     `src` the offset in `app.events.raw.v1` of its cause, under `log_id` (-1: none)."""
 

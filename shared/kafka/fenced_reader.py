@@ -156,9 +156,8 @@ class FencedReader:
                     if row.next_seq != owners[shard].next_seq:
                         raise Transient(f"shard {shard}: the ledger stands at {row.next_seq}, not where memory has it")
                 await write(connection, owners)
-                await shard_owner.write(
-                    connection, self._service, owners.values(), {s: [p] for s, p in positions.items()}
-                )
+                numbered = [o for o in owners.values() if o.next_seq != locked[o.shard].next_seq]
+                await shard_owner.write(connection, self._service, numbered, {s: [p] for s, p in positions.items()})
                 POINTS.passing(f"{self._service}.in_transaction")
             POINTS.passing(f"{self._service}.after_commit")
             for shard, owner in owners.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Coroutine
@@ -35,6 +36,7 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> int:
+        _calm_gc()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -57,3 +59,11 @@ class Supervisor:
             log.error("not stopped within %s s; leaving", self._stop_seconds)
             code = code or 1
         return code
+
+
+def _calm_gc() -> None:
+    """Leave what was loaded at the start (the gazetteer above all) out of every collection, and collect less
+    often: scanning it again and again stopped a service for tenths of a second under load."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

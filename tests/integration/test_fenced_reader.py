@@ -243,7 +243,7 @@ async def test_a_frozen_owner_does_not_block_the_next_one(site: Site) -> None:
             async with transaction(site.pool) as connection:
                 taken = await shard_owner.acquire(connection, "test", [0], "second", ["t"], "log-1")
             assert taken[0][0].epoch == 2
-            with pytest.raises(Exception, match=r"closed|terminat"):
+            with pytest.raises(Exception, match=r"closed|terminat|released"):
                 await asleep.execute("SELECT 1")
     finally:
         frozen.terminate()

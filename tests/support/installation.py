@@ -21,6 +21,7 @@ import aiohttp
 import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.local import children
 from services.local.home import is_free
 from services.local.program import Program
 from services.local.up import SERVICES, Installation, Options, running
@@ -292,6 +293,8 @@ async def installed(
     home: Path, *, kafka: str = "embedded", shards: int = 4, dev: bool = False, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Rig]:
     """An installation with the weather pack and the push sandbox, on free ports."""
+    # what a test kills several times in a row comes back at once
+    children.LONGEST_PAUSE_SECONDS = children.FIRST_PAUSE_SECONDS
     told = {**QUICK, **(env or {})}
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)

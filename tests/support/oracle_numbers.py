@@ -114,10 +114,12 @@ def _json_record(expected: Callable[[dict[str, Any]], dict[str, Any]]) -> Read:
 
 
 def _change(row: dict[str, Any]) -> dict[str, Any]:
+    # ids are strings wherever others read them
+    payload = {name: str(value) if name == "city_id" else value for name, value in row["payload"].items()}
     return {
         "user_id": row["user_id"],
         "kind": row["kind"],
-        **row["payload"],
+        **payload,
         "occurred_at": rfc3339(row["occurred_at"]),
         "recorded_at": rfc3339(row["recorded_at"]),
         "cause": {"type": row["cause_type"], "id": row["cause_id"]},

@@ -145,6 +145,9 @@ class ByHand(ShardConsumer):
         self._consumer.assign(self._all)
         self.reassign()
 
+    def show(self, positions: Mapping[int, int]) -> None:
+        """There is no group to tell."""
+
     def reassign(self) -> None:
         """As if the group had been rebalanced, with the same outcome."""
         self.generation += 1

@@ -118,7 +118,7 @@ class Traffic:
             await asyncio.sleep(max(0.0, began + self.posted / times / rate - time.monotonic()))
 
     @asynccontextmanager
-    async def during(self, rig: Rig, rate: float = 300.0) -> AsyncIterator[None]:
+    async def during(self, rig: Rig, rate: float = 200.0) -> AsyncIterator[None]:
         """Post while the block runs; a load that fails ends it."""
         async with asyncio.TaskGroup() as group:
             load = group.create_task(self.run(rig, 1e9, rate))

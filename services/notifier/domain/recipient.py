@@ -11,7 +11,7 @@ from shared.contracts.events import Device, FeedRow
 MAX_DEVICES = 8
 
 
-class Recipient(msgspec.Struct, array_like=True, frozen=True):
+class Recipient(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One user's row; msgpack by position, so fields are only ever appended.
 
     `devices` are in the order they were set, the latest last. `push_consent` is None until the user was

@@ -17,7 +17,7 @@ MAX_CITIES = 8
 MAX_DEVICES = 8
 
 
-class Visit(msgspec.Struct, array_like=True, frozen=True):
+class Visit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A city searched or added: how often, and when last."""
 
     city_id: int
@@ -25,7 +25,7 @@ class Visit(msgspec.Struct, array_like=True, frozen=True):
     last_at: int
 
 
-class Hot(msgspec.Struct, array_like=True):
+class Hot(msgspec.Struct, array_like=True, gc=False):
     """The row an owner caches. `due_at`: the earliest moment anything would change if nothing happened.
 
     `ring`: the last 32 message ids (see `dedup`). `context_digest` tells whether an event's context is
@@ -70,7 +70,7 @@ class Hot(msgspec.Struct, array_like=True):
     assignment_id: str = ""
 
 
-class Cold(msgspec.Struct, array_like=True):
+class Cold(msgspec.Struct, array_like=True, gc=False):
     """The row read only where an event's context changed: devices (newest last) and profile."""
 
     devices: tuple[Device, ...] = ()
