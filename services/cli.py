@@ -128,9 +128,7 @@ def demo(
 
     options = Options(home=home, port=port, kafka=kafka, packs=(pack,), sandbox=True)
     demonstrate = command(demo_run.run)
-    demonstrate(
-        options=options, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds
-    )
+    demonstrate(options=options, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds)
 
 
 @demo_app.command("alert")

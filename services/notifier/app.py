@@ -133,6 +133,7 @@ async def run() -> int:
             reader_of("notifier", Topic.FEED, notifier), reader_of("context", Topic.CONTEXT, context)
         )
         dispatcher.reader, dispatcher.recipient = notifier.reader, notifier.recipient
+        stack.push_async_callback(dispatcher.finish)
         supervisor.add("relay", relay.run())
         supervisor.add("settle", dispatcher.settle())
         supervisor.add("dispatch", dispatcher.run())

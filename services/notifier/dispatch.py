@@ -47,6 +47,7 @@ _WAITED_SECONDS = 5.0
 """A message older than this when its turn comes is judged again."""
 _MOST_ATTEMPTS = 8
 _GATHER_SECONDS = 0.1
+_FAREWELL_SECONDS = 3.0
 
 
 class Dispatcher:
@@ -229,6 +230,7 @@ class Dispatcher:
         message.state = "intent"
         wait = after_seconds if after_seconds is not None else backoff_seconds(message.attempts, 0.5, 60.0)
         self._later.append((monotonic() + wait, message))
+        self._work.set()
 
     # -- outcomes -------------------------------------------------------------------------------------
 
@@ -247,6 +249,15 @@ class Dispatcher:
                 await self._settle(ours[start : start + 5000])
             for message_id in [i for i, m in self._finished.items() if m.shard not in self._shards and self._shards]:
                 del self._finished[message_id]  # the shard's new owner decides
+
+    async def finish(self) -> None:
+        """At an orderly end: write down what the provider answers within moments. What is then still on the wire is
+        the next owner's to judge."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight.values(), timeout=_FAREWELL_SECONDS)
+        ours = [m for m in self._finished.values() if m.shard in self._shards]
+        if ours:
+            await self._settle(ours)
 
     async def _settle(self, batch: list[Message]) -> None:
         shards = sorted({m.shard for m in batch})

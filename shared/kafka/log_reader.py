@@ -118,7 +118,8 @@ class LogReader:
                     answer.setdefault(tp.partition, records[0])
             for tp in waiting:
                 highwater = consumer.highwater(tp)
-                if tp.partition not in answer and highwater is not None and highwater <= offsets[tp.partition]:
+                # the position passes over what aborted transactions left, to an end without a record
+                if tp.partition not in answer and highwater is not None and await consumer.position(tp) >= highwater:
                     answer[tp.partition] = None
         return answer
 

@@ -24,7 +24,6 @@ from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
 from shared.process.errors import LogReplaced, Transient
 
-
 _SHOW_SECONDS = 5.0
 
 
@@ -71,6 +70,8 @@ class ShardConsumer:
             rebalance_timeout_ms=60_000,
             max_poll_interval_ms=600_000,
             fetch_max_wait_ms=fetch_wait_ms,
+            # a fetch names every partition and is dear: let the broker gather for these few milliseconds
+            fetch_min_bytes=32_768,
             max_partition_fetch_bytes=max_bytes_per_partition,
             retry_backoff_ms=100,
         )
@@ -104,6 +105,8 @@ class ShardConsumer:
         partitions = [self._tp(shard) for shard in shards]
         try:
             found = await self._consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+            if generation != self.generation:
+                raise Reassigned  # a new assignment has no positions yet: to ask for one would wait for ever
             positions = {tp.partition: await self._consumer.position(tp) for tp in partitions}
         except OffsetOutOfRangeError as error:
             outside = {tp.partition: offset for tp, offset in error.args[0].items()}

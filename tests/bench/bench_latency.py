@@ -70,4 +70,10 @@ async def _measure(rig: Rig, tag: str, events: int) -> dict[str, Any]:
     cuts = statistics.quantiles(waits, n=100)
     async with rig.database() as connection:
         stages = dict(await connection.fetchrow(_STAGES, f"{tag}-%") or {})
-    return {"pushes": len(waits), "p50_ms": round(cuts[49]), "p90_ms": round(cuts[89]), "p99_ms": round(cuts[98]), **stages}
+    return {
+        "pushes": len(waits),
+        "p50_ms": round(cuts[49]),
+        "p90_ms": round(cuts[89]),
+        "p99_ms": round(cuts[98]),
+        **stages,
+    }

@@ -18,7 +18,8 @@ from services.local.apache import missing_tools
 from tests.support.installation import Rig, installed
 
 HERE = Path(__file__).parent
-BROKERS = ["embedded", pytest.param("apache", marks=pytest.mark.kafka)]
+APACHE = pytest.param("apache", marks=pytest.mark.kafka)
+BROKERS = ["embedded", APACHE]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

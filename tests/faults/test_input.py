@@ -31,11 +31,15 @@ async def test_a_foreign_producer_with_another_partitioner_is_put_right(rig: Rig
     failed: list[object] = []
     traffic = Traffic(2002, users=60)
 
+    def delivered(error: object, _: object) -> None:
+        if error is not None:
+            failed.append(error)
+
     def produce() -> None:
         for _ in range(400):
             event = traffic.event(time.time())
             user = event.get("userId") or event.get("anonymousId") or ""
-            producer.produce(topic, json.dumps(event).encode(), user.encode(), on_delivery=lambda e, _: e and failed.append(e))
+            producer.produce(topic, json.dumps(event).encode(), user.encode(), on_delivery=delivered)
             producer.poll(0)
         assert producer.flush(20) == 0
 

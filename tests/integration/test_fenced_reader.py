@@ -52,7 +52,7 @@ class Counting(Running):
             await self.in_handle(polled)
         offsets = [(shard, r.offset) for shard, records in polled.records.items() for r in records]
         positions = {
-            shard: self.reader.advanced(shard, (polled.records.get(shard) or [None])[-1], behind)
+            shard: self.reader.advanced(shard, next(reversed(polled.records.get(shard, [])), None), behind)
             for shard, behind in polled.positions.items()
         }
 
@@ -190,7 +190,7 @@ async def test_a_lost_answer_to_commit_doubles_nothing(site: Site, monkeypatch: 
         await commit(self)
         if armed and not lost:
             lost.append(1)
-            self._connection.terminate()
+            self._connection.terminate()  # type: ignore[attr-defined]
             raise ConnectionResetError("the answer was lost")
 
     armed: list[int] = []
@@ -381,7 +381,8 @@ def test_one_poll_in_pieces_loses_neither_records_nor_holes() -> None:
         def __init__(self, offset: int) -> None:
             self.offset = offset
 
-    records = [At(3), At(4), At(9)]
-    polled = Polled({0: records, 1: [At(0)]}, {0: 12, 1: 1, 2: 7})  # type: ignore[dict-item]
+    records: Any = [At(3), At(4), At(9)]
+    lone: Any = [At(0)]
+    polled = Polled({0: records, 1: lone}, {0: 12, 1: 1, 2: 7})
     found = [({s: [r.offset for r in several] for s, several in p.records.items()}, p.positions) for p in batches(polled, 1)]
     assert found == [({0: [3]}, {0: 4}), ({0: [4]}, {0: 9}), ({0: [9]}, {0: 12}), ({1: [0]}, {1: 1}), ({}, {2: 7})]

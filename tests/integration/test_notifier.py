@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from services.notifier import dispatch
+from services.notifier.domain.recipient import decode_recipient
 from services.notifier.transports.push import Refused, Throttled, TokenDead, Unavailable, Unknown
 from shared.contracts.events import FeedRow, FeedTime
 from shared.contracts.rules import Campaign, Rules, StageTrigger, Template
@@ -162,6 +163,26 @@ async def test_an_attempt_without_an_outcome_ends_as_its_campaign_says(
     assert await _outcomes(site) == [(user, state, "no_answer_before_a_restart" if state == "unknown" else "")]
 
 
+async def test_an_orderly_end_writes_the_answers_that_came(site: Site) -> None:
+    """Or every deployment would leave pushes whose outcome nobody knows, though the provider told it."""
+    told, phones = Told(site), Phones()
+    users = users_of(0, 5)
+    phones.hold = asyncio.Event()
+    await site.feed(*(row for u in users for row in (told.device(u), told.acquired(u))), shard=0)
+    async with site.notifier(phones):
+
+        async def on_the_wire() -> bool:
+            return len(phones.pushes) == 5
+
+        await until(on_the_wire)
+        asyncio.get_running_loop().call_later(0.1, phones.hold.set)
+    assert await _states(site) == dict.fromkeys(users, "sent")
+    async with site.notifier(phones) as running:
+        await until(lambda: _owned(running))
+        assert [outcome for _, outcome, _ in await _outcomes(site)] == ["sent"] * 5
+    assert len(phones.pushes) == 5
+
+
 async def test_an_intent_that_was_never_attempted_is_sent_by_the_next_owner(site: Site) -> None:
     told, phones = Told(site), Phones()
     (user,) = users_of(0, 1)
@@ -280,13 +301,11 @@ async def test_a_dead_token_is_removed_and_no_other(site: Site) -> None:
         assert (message["state"], message["reason"]) == ("failed", "token_dead")
 
         async def removed() -> bool:
-            known = await running.notifier.recipient(0, user)
-            return known is not None and [d.token for d in known.devices] == ["alive"]
+            known = decode_recipient(await site.pool.fetchval("SELECT body FROM notifier.recipient"))
+            return [d.token for d in known.devices] == ["alive"]
 
         await until(removed)
-    async with site.notifier(phones) as again:
-        await until(lambda: _owned(again))
-        known = await again.notifier.recipient(0, user)
+        known = await running.notifier.recipient(0, user)
     assert known is not None
     assert [d.token for d in known.devices] == ["alive"]
 

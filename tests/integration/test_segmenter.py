@@ -301,7 +301,7 @@ async def test_a_late_upload_does_not_set_the_watermark_back(site: Site) -> None
 
         async def read() -> bool:
             return bool(
-                4 == await site.pool.fetchval("SELECT next_offset FROM spine.shard_position WHERE service = 'segmenter' AND shard = 0")
+                await site.pool.fetchval("SELECT next_offset FROM spine.shard_position WHERE service = 'segmenter' AND shard = 0") == 4
             )
 
         await until(read)

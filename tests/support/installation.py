@@ -94,7 +94,7 @@ class Rig:
     def log(self, name: str) -> str:
         return (self.installation.home.logs / f"{name}.log").read_text(errors="replace")
 
-    # -- breaking
+    # Breaking.
 
     def kill(self, name: str) -> None:
         os.kill(self.pid(name), signal.SIGKILL)
@@ -174,6 +174,8 @@ class Rig:
     async def second(self, name: str, **env: str) -> Program:
         """One more process of a service, with its own port; ended with the installation."""
         assert self.installation.children is not None
+        # a member that left a moment ago is missed by its group only when its session ends
+        await self.owned(name, self.status[name])
         self._extra += 1
         port = next(
             p for p in range(self.installation.options.port + 30 + self._extra, 65_000) if p % 50 > 29 and is_free(p)
@@ -187,6 +189,16 @@ class Rig:
         await self.serves(f"http://127.0.0.1:{port}")
         program.env["URL"] = f"http://127.0.0.1:{port}"
         return program
+
+    async def owned(self, service: str, *urls: str, seconds: float = 45) -> None:
+        """Wait until what the processes at `urls` own adds up to every shard, each owning some."""
+
+        async def orphaned() -> str:
+            held = [await self.metric(url, "perennial_owned_shards", service=service) for url in urls]
+            whole = sum(held) == self.status["shards"] and min(held) > 0
+            return "" if whole else f"{service}: shards owned: {held}"
+
+        await eventually(orphaned, seconds)
 
     async def end_extra(self) -> None:
         """End the second processes."""
@@ -204,7 +216,7 @@ class Rig:
 
         await eventually(up, seconds)
 
-    # -- using
+    # Using.
 
     async def post(self, events: Sequence[Mapping[str, Any]], attempts: int = 40) -> int:
         """Post a batch until it is taken, as a client does; how many attempts that took."""
@@ -212,7 +224,8 @@ class Rig:
         for attempt in range(1, attempts + 1):
             try:
                 async with self._http.post(
-                    self.status["gateway"] + "/v1/batch", json={"batch": list(events)},
+                    self.status["gateway"] + "/v1/batch",
+                    json={"batch": list(events)},
                     headers={"Authorization": f"Basic {key}"},
                 ) as answer:
                     if answer.status == 200:
@@ -225,8 +238,11 @@ class Rig:
 
     async def metric(self, url: str, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`, as a process at `url` tells it."""
-        async with self._http.get(f"{url}/metrics") as answer:
-            text = await answer.text()
+        try:
+            async with self._http.get(f"{url}/metrics") as answer:
+                text = await answer.text()
+        except (aiohttp.ClientConnectionError, TimeoutError):
+            return 0.0  # it is only just starting, or frozen
         return sum(
             sample.value
             for family in text_string_to_metric_families(text)
@@ -239,7 +255,7 @@ class Rig:
         async with self.installation.database() as connection:
             yield connection
 
-    # -- the end
+    # The end.
 
     async def drained(self, seconds: float = 60) -> None:
         """Wait until every raw record is applied and everything that follows from it was sent."""

@@ -174,10 +174,10 @@ class Shard:
             expected = self.people[user_id].rows if user_id in self.people else []
             actual = by_user.get(user_id, [])
             for number in range(max(len(expected), len(actual))):
-                should = expected[number] if number < len(expected) else None
-                row = actual[number] if number < len(actual) else None
-                if not _same(should, row):
-                    found.append(f"user {user_id}: ledger row {number} is {_told(row)}, should be {should}")
+                should: Any = expected[number] if number < len(expected) else None
+                is_now: Any = actual[number] if number < len(actual) else None
+                if not _same(should, is_now):
+                    found.append(f"user {user_id}: ledger row {number} is {_told(is_now)}, should be {should}")
                     break
         return found
 

@@ -60,15 +60,13 @@ def check(snapshot: Snapshot, shard: int, decided: Decided, problems: list[str])
     """Each raw record has one first decision, and the decision fits its bytes."""
     raw = {r.offset: r for r in snapshot.raw.get(shard, [])}
     decided_at = [d.src for d in decided.first]
-    for offset in sorted(raw.keys() - set(decided_at)):
-        problems.append(f"raw[{shard}]@{offset} was never decided")
-    for offset in sorted(set(decided_at) - raw.keys()):
-        problems.append(f"raw[{shard}]@{offset} was decided and does not exist")
+    problems += [f"raw[{shard}]@{offset} was never decided" for offset in sorted(raw.keys() - set(decided_at))]
+    problems += [f"raw[{shard}]@{o} was decided and does not exist" for o in sorted(set(decided_at) - raw.keys())]
     for decision in decided.first:
         record = raw.get(decision.src)
         if record is not None:
-            for problem in _misfits(decision, record, shard, snapshot):
-                problems.append(f"raw[{shard}]@{decision.src}: {problem}")
+            misfits = _misfits(decision, record, shard, snapshot)
+            problems += [f"raw[{shard}]@{decision.src}: {misfit}" for misfit in misfits]
 
 
 def _misfits(decision: Accepted | Rejected | Moved, record: Seen, shard: int, snapshot: Snapshot) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether each thing worth a push became exactly one message, judged rightly, and reached the phone as often as it may."""
+"""Whether each thing worth a push became one message, judged rightly, and reached the phone as often as it may."""
 
 from __future__ import annotations
 
@@ -34,13 +34,11 @@ class _Reader:
 def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list[str]:
     """`repeated_sends`: how many pushes may have arrived twice; `unknown`: how many may have no known outcome."""
     newest = Book(max(snapshot.rules), snapshot.rules[max(snapshot.rules)])
-    found: list[str] = []
     kept = {m["message_id"]: m for m in snapshot.messages if not m["run_id"]}
     expected = _expected(snapshot, newest)
-    for message_id in sorted(expected.keys() - kept.keys()):
-        found.append(f"message {message_id} is missing: {expected[message_id]}")
-    for message_id in sorted(kept.keys() - expected.keys()):
-        found.append(f"message {message_id} should not be: nothing in the ledger asks for it")
+    found = [f"message {i} is missing: {expected[i]}" for i in sorted(expected.keys() - kept.keys())]
+    unasked = sorted(kept.keys() - expected.keys())
+    found += [f"message {i} should not be: nothing in the ledger asks for it" for i in unasked]
     for message_id in sorted(expected.keys() & kept.keys()):
         found += _judged(kept[message_id], newest, snapshot.salt, **expected[message_id])
     found += _outcomes(snapshot)

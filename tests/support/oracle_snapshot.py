@@ -12,13 +12,18 @@ import msgspec
 from tests.support import oracle_topics
 from tests.support.oracle_topics import Seen
 
-HOT = (
-    "stage stage_at activity activity_at first_seen_at last_seen_at first_activity_at last_activity_at session_start_at"
-    " session_last_at session_screens sessions screens opens activities last_day bitmap active_days default_city"
-    " searched added segments consents flags orders order_days revenue due_at rules_version ring spilled_hour"
-    " context_digest first_channel last_channel assignment_id"
-).split()
-COLD = "devices locale timezone app_version".split()
+# fmt: off
+HOT = [
+    "stage", "stage_at", "activity", "activity_at", "first_seen_at",
+    "last_seen_at", "first_activity_at", "last_activity_at", "session_start_at", "session_last_at",
+    "session_screens", "sessions", "screens", "opens", "activities",
+    "last_day", "bitmap", "active_days", "default_city", "searched",
+    "added", "segments", "consents", "flags", "orders",
+    "order_days", "revenue", "due_at", "rules_version", "ring",
+    "spilled_hour", "context_digest", "first_channel", "last_channel", "assignment_id",
+]
+# fmt: on
+COLD = ["devices", "locale", "timezone", "app_version"]
 Rows = list[dict[str, Any]]
 Log = dict[int, list[Seen]]
 
@@ -83,9 +88,9 @@ async def take(status: dict[str, Any]) -> Snapshot:
                 snapshot.log_ids.add(row["log_id"])
     finally:
         await connection.close()
-    for row in snapshot.ledger:
-        row["payload"] = msgspec.json.decode(row["payload"])
-        snapshot.log_ids.add(row["log_id"])
+    for entry in snapshot.ledger:
+        entry["payload"] = msgspec.json.decode(entry["payload"])
+        snapshot.log_ids.add(entry["log_id"])
     topics = {
         "raw": "app.events.raw.v1",
         "events": "app.events.v1",

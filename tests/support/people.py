@@ -112,6 +112,9 @@ class Person:
 def kinds(changes: Iterable[Change]) -> list[tuple[str, Any]]:
     """Changes in short: (kind, what it came to)."""
     return [
-        (c.kind, c.payload.get("to") or c.payload.get("segment") or (c.payload.get("relation"), c.payload.get("city_id")))
+        (
+            c.kind,
+            c.payload.get("to") or c.payload.get("segment") or (c.payload.get("relation"), c.payload.get("city_id")),
+        )
         for c in changes
     ]

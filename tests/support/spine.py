@@ -181,7 +181,7 @@ class Site:
     def move_time(self, to_ms: int) -> None:
         """Product time is `to_ms` from now on, for parts that were given `clock`."""
         write_clock(self.clock_file, to_ms)
-        if not str(self.clock_file) == str(getattr(self.clock, "_path", "")):
+        if str(self.clock_file) != str(getattr(self.clock, "_path", "")):
             self.clock = Clock(str(self.clock_file))
 
     # -- writing to topics
@@ -189,7 +189,9 @@ class Site:
     async def produce(self, topic: Topic, shard: int, *records: Record) -> int:
         return await self.sender.send(self.topic(topic), shard, list(records))
 
-    async def post(self, user: str, name: str, at: int | None = None, *, partition: int | None = None, **more: Any) -> None:
+    async def post(
+        self, user: str, name: str, at: int | None = None, *, partition: int | None = None, **more: Any
+    ) -> None:
         """One event in raw, as the gateway writes it."""
         received = self.clock.now_ms() if at is None else at
         event = {"type": "track", "event": name, "userId": user, **more}
@@ -199,7 +201,7 @@ class Site:
         record = Record(user.encode(), json.dumps(event).encode(), headers)
         await self.produce(Topic.RAW, shard_of(user, SHARDS) if partition is None else partition, record)
 
-    async def decide(self, *decisions: Decision, shard: int) -> None:
+    async def decide(self, *decisions: Any, shard: int) -> None:
         """Decisions in `app.events.v1`, as ingest writes them."""
         records = [Record(getattr(d, "user_id", "").encode(), encode(d)) for d in decisions]
         await self.produce(Topic.EVENTS, shard, *records)
@@ -211,7 +213,9 @@ class Site:
 
     async def records(self, topic: Topic, shard: int) -> list[Any]:
         """Everything in a partition, up to its end."""
-        consumer: Any = AIOKafkaConsumer(bootstrap_servers=self.kafka, auto_offset_reset="earliest", fetch_max_wait_ms=20)
+        consumer: Any = AIOKafkaConsumer(
+            bootstrap_servers=self.kafka, auto_offset_reset="earliest", fetch_max_wait_ms=20
+        )
         await consumer.start()
         try:
             tp = TopicPartition(self.topic(topic), shard)
@@ -223,7 +227,11 @@ class Site:
                 for records in (await consumer.getmany(tp, timeout_ms=50)).values():
                     found += records
                 highwater = consumer.highwater(tp)
-                if highwater is not None and consumer.last_poll_timestamp(tp) and await consumer.position(tp) >= highwater:
+                if (
+                    highwater is not None
+                    and consumer.last_poll_timestamp(tp)
+                    and await consumer.position(tp) >= highwater
+                ):
                     return found
             raise AssertionError(f"the end of {tp} was not reached")
         finally:
@@ -283,7 +291,9 @@ class Site:
             await consumer.stop()
 
     @asynccontextmanager
-    async def ingest(self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1) -> AsyncIterator[Ingesting]:
+    async def ingest(
+        self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1
+    ) -> AsyncIterator[Ingesting]:
         async with self.consumer(Topic.RAW, "ingest") as consumer:
             running = Ingesting()
             running.pipeline = Pipeline(
@@ -304,7 +314,9 @@ class Site:
             finally:
                 await running.stop()
 
-    def _reader(self, service: str, topic: Topic, consumer: ShardConsumer, worker: Worker, most: int = 20_000) -> FencedReader:
+    def _reader(
+        self, service: str, topic: Topic, consumer: ShardConsumer, worker: Worker, most: int = 20_000
+    ) -> FencedReader:
         return FencedReader(
             service=service,
             topic=self.topic(topic),
@@ -330,9 +342,7 @@ class Site:
         running = Segmenting()
         publisher = Publisher(self.names)
         running.relay = Relay("segmenter", sender or self.sender, publisher.row, self._note("segmenter"))
-        running.segmenter = Segmenter(
-            self.pool, RulesBook(), running.relay, publisher, self.clock, most_cached=100_000
-        )
+        running.segmenter = Segmenter(self.pool, RulesBook(), running.relay, publisher, self.clock, most_cached=100_000)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(running.relay.stop)
             consumer = await stack.enter_async_context(self.consumer(Topic.EVENTS, "segmenter"))
@@ -345,14 +355,14 @@ class Site:
             yield running
 
     @asynccontextmanager
-    async def notifier(self, phones: Phones, *, context: bool = False, dispatch: bool = True) -> AsyncIterator[Notifying]:
+    async def notifier(
+        self, phones: Phones, *, context: bool = False, dispatch: bool = True
+    ) -> AsyncIterator[Notifying]:
         running = Notifying()
         running.book = CampaignBook(self.pool, RulesBook())
         await running.book.refresh()
         async with AsyncExitStack() as stack:
-            running.relay = Relay(
-                "notifier", self.sender, OutcomePublisher(self.names).row, self._note("notifier")
-            )
+            running.relay = Relay("notifier", self.sender, OutcomePublisher(self.names).row, self._note("notifier"))
             stack.push_async_callback(running.relay.stop)
             running.dispatcher = Dispatcher(
                 pool=self.pool, book=running.book, transport=phones, relay=running.relay, clock=self.clock, most=10
@@ -365,6 +375,7 @@ class Site:
             handler = ContextHandler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke)
             consumer = await stack.enter_async_context(self.consumer(Topic.FEED, "notifier"))
             others = await stack.enter_async_context(self.consumer(Topic.CONTEXT, "context")) if context else None
+            stack.push_async_callback(running.dispatcher.finish)
             stack.push_async_callback(running.stop)
             running.reader = running.notifier.reader = self._reader("notifier", Topic.FEED, consumer, running.notifier)
             running.dispatcher.reader, running.dispatcher.recipient = running.reader, running.notifier.recipient

@@ -38,7 +38,9 @@ def test_the_tables_speak_of_every_pulse() -> None:
         ("uninstalled", 1, 0, None),
     ],
 )
-def test_what_time_alone_will_do(activity: str, since_days: int, last_days: int, expected: tuple[int, str] | None) -> None:
+def test_what_time_alone_will_do(
+    activity: str, since_days: int, last_days: int, expected: tuple[int, str] | None
+) -> None:
     found = next_change(_hot(activity, since=T0 + since_days * DAY, last=T0 + last_days * DAY), RULES)
     assert found == (None if expected is None else (T0 + expected[0] * DAY, expected[1]))
 

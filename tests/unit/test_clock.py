@@ -90,7 +90,9 @@ def test_time_is_only_moved_forward(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"real": 1}', '{"real": "x", "virtual": 1, "rate": 1}'])
-def test_a_file_nobody_can_read_leaves_time_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+def test_a_file_nobody_can_read_leaves_time_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
     """A service must not die because somebody edits the file."""
     path = tmp_path / "clock.json"
     if content is not None:

@@ -47,7 +47,8 @@ def test_whom_only_the_server_has_met_is_inactive_and_then_new() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Push Notification Received", "Application Backgrounded", "Consent Preference Updated", "$identify", "$group"]
+    "name",
+    ["Push Notification Received", "Application Backgrounded", "Consent Preference Updated", "$identify", "$group"],
 )
 def test_what_the_phone_does_by_itself_is_not_activity(name: str) -> None:
     person = Person().all([event("Application Opened", T0)])
@@ -56,7 +57,9 @@ def test_what_the_phone_does_by_itself_is_not_activity(name: str) -> None:
     assert person.state.last_seen_at == T0 + 10 * DAY
 
 
-@pytest.mark.parametrize("name", ["Application Opened", "Screen Viewed", "$page", "Push Notification Tapped", "Anything Else"])
+@pytest.mark.parametrize(
+    "name", ["Application Opened", "Screen Viewed", "$page", "Push Notification Tapped", "Anything Else"]
+)
 def test_what_a_person_does_is_activity(name: str) -> None:
     person = Person().all([event("Application Opened", T0), event(name, T0 + 10 * DAY)])
     assert person.state.last_activity_at == T0 + 10 * DAY
@@ -65,7 +68,11 @@ def test_what_a_person_does_is_activity(name: str) -> None:
 def test_a_life_without_a_word_passes_through_every_pulse_at_its_moment() -> None:
     person = Person().all([event("Application Opened", T0)])
     person.tick(T0 + 400 * DAY)
-    pulse = [(c.payload["to"], (c.occurred_at - T0) // DAY, c.cause_type) for c in person.changes if c.kind == "activity_changed"]
+    pulse = [
+        (c.payload["to"], (c.occurred_at - T0) // DAY, c.cause_type)
+        for c in person.changes
+        if c.kind == "activity_changed"
+    ]
     assert pulse == [
         ("new", 0, "event"), ("active", 7, "tick"), ("at_risk", 14, "tick"), ("inactive", 30, "tick"), ("lapsed", 90, "tick"),
     ]  # fmt: skip
@@ -97,7 +104,9 @@ def test_an_uninstall_from_before_the_last_activity_changes_nothing() -> None:
     assert person.state.activity == "new"
 
 
-@pytest.mark.parametrize(("age_days", "activity"), [(1, "reactivated"), (13, "reactivated"), (29, "at_risk"), (31, "inactive")])
+@pytest.mark.parametrize(
+    ("age_days", "activity"), [(1, "reactivated"), (13, "reactivated"), (29, "at_risk"), (31, "inactive")]
+)
 def test_a_late_upload_revives_only_if_it_is_young_enough(age_days: int, activity: str) -> None:
     """It is judged by when it happened: one older than thirty days proves no recent activity."""
     person = Person().all([event("Application Opened", T0)])
@@ -110,7 +119,13 @@ def test_whoever_is_imported_from_long_ago_has_lapsed_already() -> None:
     person = Person()
     changes = person.see(event("Application Opened", T0, received=T0 + 200 * DAY))
     assert person.state.activity == "lapsed"
-    assert [c.payload["to"] for c in changes if c.kind == "activity_changed"] == ["new", "active", "at_risk", "inactive", "lapsed"]
+    assert [c.payload["to"] for c in changes if c.kind == "activity_changed"] == [
+        "new",
+        "active",
+        "at_risk",
+        "inactive",
+        "lapsed",
+    ]
 
 
 def test_three_days_make_a_regular_and_a_customer_is_one_with_a_city() -> None:
@@ -133,10 +148,14 @@ def test_who_gives_the_city_up_is_no_customer_but_keeps_the_stage() -> None:
 
 
 def test_a_search_is_forgotten_thirty_days_after_the_last_one() -> None:
-    person = Person().all([event("City Searched", T0, city=NEW_YORK), event("City Searched", T0 + 5 * DAY, city=NEW_YORK)])
+    person = Person().all(
+        [event("City Searched", T0, city=NEW_YORK), event("City Searched", T0 + 5 * DAY, city=NEW_YORK)]
+    )
     assert not [c for c in person.tick(T0 + 35 * DAY - 1) if c.kind == "cohort_exited"]
     gone = [c for c in person.tick(T0 + 35 * DAY) if c.kind == "cohort_exited"]
-    assert [(c.payload, c.occurred_at) for c in gone] == [({"relation": "searched", "city_id": NEW_YORK}, T0 + 35 * DAY)]
+    assert [(c.payload, c.occurred_at) for c in gone] == [
+        ({"relation": "searched", "city_id": NEW_YORK}, T0 + 35 * DAY)
+    ]
 
 
 def test_withdrawn_consent_leaves_the_cohorts_and_stops_recording() -> None:
@@ -191,7 +210,9 @@ def test_the_same_context_again_is_not_told_again() -> None:
     phone = Context(Device("d", "ios", "t"), "en")
     person = Person().all([event("Application Opened", T0, context=phone)])
     assert not person.see(event("Application Opened", T0 + 1, context=phone))
-    assert [c.kind for c in person.see(event("Screen Viewed", T0 + 2, context=Context(phone.device, "es")))] == ["profile_set"]
+    assert [c.kind for c in person.see(event("Screen Viewed", T0 + 2, context=Context(phone.device, "es")))] == [
+        "profile_set"
+    ]
 
 
 def test_the_channel_that_brought_a_user_is_kept_beside_the_latest() -> None:

@@ -94,8 +94,14 @@ def test_a_plain_event_is_taken_as_it_is() -> None:
         ({**OPENED, "context": {"locale": "e\0n"}}, "nul_character:context"),
         ({**OPENED, "context": {"device": {"type": "fridge", "token": "t"}}}, "invalid_property:context.device.type"),
         ({**OPENED, "context": {"device": {"type": "ios", "token": "t\0"}}}, "invalid_property:context.device.token"),
-        ({**OPENED, "context": {"device": {"type": "ios", "token": "t" * 4097}}}, "invalid_property:context.device.token"),
-        ({**OPENED, "context": {"device": {"id": "a\0", "type": "ios", "token": "t"}}}, "nul_character:context.device.id"),
+        (
+            {**OPENED, "context": {"device": {"type": "ios", "token": "t" * 4097}}},
+            "invalid_property:context.device.token",
+        ),
+        (
+            {**OPENED, "context": {"device": {"id": "a\0", "type": "ios", "token": "t"}}},
+            "nul_character:context.device.id",
+        ),
         ({**OPENED, "event": "City Added"}, "missing_city"),
         ({**OPENED, "event": "City Added", "properties": {"city": " "}}, "missing_city"),
         ({**OPENED, "event": "City Added", "properties": {"city": "Nowhereville-on-Sea"}}, "unknown_city"),
@@ -118,7 +124,9 @@ def test_a_record_without_a_value_is_refused() -> None:
 
 @pytest.mark.parametrize("value", ["1" * 1000, "1e400", "-1e400"])
 def test_numbers_beyond_reason_do_not_pass(value: str) -> None:
-    body = b'{"type":"track","event":"Application Opened","userId":"u-1","properties":{"version":' + value.encode() + b"}}"
+    body = (
+        b'{"type":"track","event":"Application Opened","userId":"u-1","properties":{"version":' + value.encode() + b"}}"
+    )
     assert isinstance(_judge(body), Refused)
 
 
@@ -143,7 +151,13 @@ def test_long_texts_are_cut_and_flags_kept() -> None:
 
 @pytest.mark.parametrize(
     ("call", "name"),
-    [("screen", "$screen"), ("page", "$page"), ("identify", "$identify"), ("group", "$group"), ("track", "Application Opened")],
+    [
+        ("screen", "$screen"),
+        ("page", "$page"),
+        ("identify", "$identify"),
+        ("group", "$group"),
+        ("track", "Application Opened"),
+    ],
 )
 def test_calls_are_named(call: str, name: str) -> None:
     assert _taken({**OPENED, "type": call}).name == name
@@ -288,7 +302,13 @@ def test_one_moved_is_taken_where_it_arrives() -> None:
 # -- whatever comes -------------------------------------------------------------------------------------
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("a\0") | st.just("x" * 300),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.just("a\0")
+    | st.just("x" * 300),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -308,7 +328,11 @@ _TEXTS = st.binary(max_size=40) | st.just(b"a\x00b") | st.just(b"k" * 3000)
 
 
 @settings(max_examples=300, deadline=None, database=None)
-@given(_BODIES, st.none() | _TEXTS, st.dictionaries(st.sampled_from(["source", "message_id", "type", "mode", "sent_at"]), _TEXTS))
+@given(
+    _BODIES,
+    st.none() | _TEXTS,
+    st.dictionaries(st.sampled_from(["source", "message_id", "type", "mode", "sent_at"]), _TEXTS),
+)
 @example(b"{", b"a\x00b", {})
 @example(b"{", b"k" * 3000, {"message_id": b"m\x00"})
 @example(b'{"userId": "u", "messageId": "\\u0000"}', b"u", {"message_id": b"m\x00"})
@@ -324,6 +348,7 @@ def test_whatever_lies_in_raw_gets_a_verdict_the_database_can_keep(
             assert len(name) <= MAX_ID_CHARS
             name.encode()
         if isinstance(verdict, Taken):
-            decided = Accepted(1, 0, b"", 1, *verdict[:4], T0, *verdict[4:])
-            assert decode_decision(encode(decided)).user_id == verdict.user_id  # type: ignore[union-attr]
+            decided: Any = Accepted(1, 0, b"", 1, *verdict[:4], T0, *verdict[4:])  # type: ignore[arg-type]
+            again: Any = decode_decision(encode(decided))
+            assert again.user_id == verdict.user_id
             assert 0 <= verdict.occurred_at <= T0

@@ -1,0 +1,125 @@
+"""Who serves which shard, on each kind of broker, and that a rebalance voids what was fetched before it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from shared.contracts.topics import Topic
+from shared.kafka.sender import Record
+from shared.kafka.shard_consumer import Reassigned, ShardConsumer
+from shared.process.errors import LogReplaced, Transient
+from tests.support.ports import free_port
+from tests.support.spine import SHARDS, ByHand, Site, until
+
+
+@pytest.fixture
+async def member(any_site: Site) -> AsyncIterator[Callable[..., ShardConsumer]]:
+    async with AsyncExitStack() as stack:
+
+        def make(**how: str) -> ShardConsumer:
+            topic = any_site.topic(Topic.EVENTS)
+            found = ShardConsumer(any_site.kafka, topic, f"{topic}.group", session_timeout_ms=6000, **how)  # type: ignore[arg-type]
+            stack.push_async_callback(found.stop)
+            return found
+
+        yield make
+
+
+async def _all(consumer: ShardConsumer, *several: ShardConsumer) -> None:
+    """Wait until these serve every shard between them, each one once."""
+
+    async def served() -> bool:
+        shards = [shard for one in (consumer, *several) for shard in one.assigned()]
+        return sorted(shards) == list(range(SHARDS)) and all(one.assigned() for one in (consumer, *several))
+
+    await until(served, 40)
+
+
+async def test_members_share_the_shards_and_a_rebalance_voids_what_was_fetched(
+    any_site: Site, member: Callable[..., ShardConsumer]
+) -> None:
+    """One after the other, because a broker lets a group wait for seconds whenever it changes."""
+    site = any_site
+    for shard in range(SHARDS):
+        await site.produce(Topic.EVENTS, shard, *(Record(b"k", b"%d" % n) for n in range(10)))
+    one = member(instance="one")
+    await one.start()
+    await _all(one)
+    generation = one.generation
+    for shard in range(SHARDS):
+        one.seek(shard, 4)
+    read: list[int] = []
+
+    async def both() -> bool:
+        polled = await one.fetch(range(SHARDS), timeout_ms=200, max_records=5)
+        assert all(polled.positions[shard] == records[-1].offset + 1 for shard, records in polled.records.items())
+        read.extend(r.offset for records in polled.records.values() for r in records)
+        return len(read) == 12
+
+    await until(both)
+    assert sorted(read) == sorted(2 * list(range(4, 10)))
+    assert {shard: one.at_end(shard, 10)[0] for shard in range(SHARDS)} == {0: True, 1: True}
+    assert one.at_end(0, 9)[0] is False
+
+    # a second member: some shard moves, and the first learns of it before it may commit anything
+    two = member(instance="two")
+    starting = asyncio.create_task(two.start())
+
+    async def told() -> bool:
+        try:
+            await one.fetch(one.assigned(), timeout_ms=50, max_records=5)
+        except Reassigned:
+            return True
+        return False
+
+    await until(told, 40)
+    await asyncio.wait_for(starting, 40)
+    await _all(one, two)
+    assert one.generation > generation
+    lost = next(iter(two.assigned()))
+    with pytest.raises(Reassigned):
+        one.seek(lost, 0)
+    with pytest.raises(Reassigned):
+        await one.fetch([lost], timeout_ms=50, max_records=5)
+    assert one.at_end(lost, 0) == (False, 0)
+
+
+async def test_a_position_outside_the_log_is_fatal(any_site: Site, request: pytest.FixtureRequest) -> None:
+    """To begin anew at either end would double or lose; only a person can say which log this is."""
+    site = any_site
+    await site.produce(Topic.EVENTS, 0, Record(b"k", b"v"))
+    async with site.consumer(Topic.EVENTS, "test") as one:
+        one.seek(0, 500)
+        one.seek(1, 0)
+        if "embedded" in request.node.name:
+            # this broker answers with silence; nothing else may be read instead
+            assert (await one.fetch([0], timeout_ms=500, max_records=5)).records == {}
+            return
+        with pytest.raises(LogReplaced, match=r"500.* lie outside the log"):
+            for _ in range(50):
+                await one.fetch([0, 1], timeout_ms=200, max_records=5)
+
+
+async def test_a_rebalance_while_fetching_is_noticed_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new assignment has no positions; the client would wait for them for ever, and the shards with it."""
+    async with site.consumer(Topic.EVENTS, "test") as one:
+        assert isinstance(one, ByHand)
+
+        async def rebalancing(*_: object, **__: object) -> dict[object, object]:
+            one.reassign()
+            return {}
+
+        monkeypatch.setattr(one._consumer, "getmany", rebalancing)
+        async with asyncio.timeout(2):
+            with pytest.raises(Reassigned):
+                await one.fetch(range(SHARDS), timeout_ms=10, max_records=1)
+
+
+async def test_a_broker_that_is_away_is_a_bad_moment() -> None:
+    consumer = ShardConsumer(f"127.0.0.1:{free_port()}", "t", "g")
+    with pytest.raises(Transient):
+        await consumer.start()
