@@ -55,7 +55,7 @@ bench: $(VENV)/dev.stamp ## measurements, with the ceiling of this machine besid
 	@exec $(BIN)/python -m pytest -o python_files='bench_*.py' tests/bench $(ARGS)
 
 faults: $(VENV)/dev.stamp ## kill, freeze and cut what can be, and compare with the oracle
-	@exec $(BIN)/python -m pytest tests/faults $(ARGS)
+	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
 docs: $(VENV)/dev.stamp ## write asyncapi.yaml and docs/metrics.md anew, and check what the documents say
 	@$(BIN)/python deploy/docs/build.py

@@ -20,6 +20,8 @@ from tests.support.installation import Rig, installed
 HERE = Path(__file__).parent
 APACHE = pytest.param("apache", marks=pytest.mark.kafka)
 BROKERS = ["embedded", APACHE]
+TWICE = {"test_crashes.py", "test_input.py"}
+"""What every run does on the embedded broker; `make faults` does it on Apache Kafka, too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.faults)
             item.add_marker(pytest.mark.timeout(240))
+            if item.path.name in TWICE and "apache" in item.name:
+                item.add_marker(pytest.mark.long)
 
 
 class Keeper:

@@ -50,7 +50,12 @@ async def test_crashes_at_the_worst_moments_change_nothing(rig: Rig, service: st
         assert counts["sent_again"] > 0, "the relay repeated nothing: its crash came too early"
 
 
-@pytest.mark.parametrize("service", ["gateway", "ingest", "segmenter", "notifier"])
+@pytest.mark.parametrize(
+    ("broker", "service"),
+    [("embedded", "gateway"), *(pytest.param("apache", s, marks=pytest.mark.kafka) for s in ("gateway", *POINTS))],
+    indirect=["broker"],
+    scope="session",
+)
 async def test_a_service_killed_again_and_again_changes_nothing(rig: Rig, service: str) -> None:
     """Wherever it happens to be. Posts that were not answered are posted again, as phones do."""
     rig.allow(unknown=2 * IN_FLIGHT if service == "notifier" else 0)

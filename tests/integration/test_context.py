@@ -52,7 +52,9 @@ async def _member_row(site: Site, shard: int, user: str, city: int, relation: st
 
 
 async def _verdicts(site: Site) -> dict[str, str]:
-    return {r["context_id"]: r["verdict"] for r in await site.rows("SELECT context_id, verdict FROM notifier.context_event")}
+    return {
+        r["context_id"]: r["verdict"] for r in await site.rows("SELECT context_id, verdict FROM notifier.context_event")
+    }
 
 
 async def _expanded(site: Site, running: Notifying, alerts: int) -> None:
@@ -61,7 +63,9 @@ async def _expanded(site: Site, running: Notifying, alerts: int) -> None:
     async def done() -> bool:
         running.check()
         open_runs = await site.pool.fetchval("SELECT count(*) FROM notifier.run_shard WHERE NOT done")
-        waiting = await site.pool.fetchval("SELECT count(*) FROM notifier.message WHERE state IN ('intent', 'attempted')")
+        waiting = await site.pool.fetchval(
+            "SELECT count(*) FROM notifier.message WHERE state IN ('intent', 'attempted')"
+        )
         return len(await _verdicts(site)) == alerts and not open_runs and not waiting
 
     await until(done)
@@ -102,7 +106,11 @@ async def test_a_chain_of_updates_is_one_push_per_user(any_site: Site) -> None:
         await _expanded(site, running, 1)
         await _post(site, _alert(site, "a2", NEW_YORK, BOSTON, replaces=["a1"]), first)
         await _expanded(site, running, 2)
-        await _post(site, _alert(site, "a4", NEW_YORK, BOSTON, replaces=["a3"]), _alert(site, "a5", BOSTON, replaces=["a3", "a2"]))
+        await _post(
+            site,
+            _alert(site, "a4", NEW_YORK, BOSTON, replaces=["a3"]),
+            _alert(site, "a5", BOSTON, replaces=["a3", "a2"]),
+        )
         await _expanded(site, running, 4)
     (chains,) = await site.rows("SELECT count(DISTINCT chain_id) AS n, count(*) AS alerts FROM notifier.alert_chain")
     assert (chains["n"], chains["alerts"]) == (1, 5)

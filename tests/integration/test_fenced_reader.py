@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 from asyncpg.transaction import Transaction
 
@@ -99,7 +100,9 @@ async def _counting(site: Site, *, numbers_survive: bool = False) -> AsyncIterat
 
 async def _write(site: Site, start: int, count: int) -> None:
     for shard in range(SHARDS):
-        await site.produce(Topic.EVENTS, shard, *(Record(b"k", b"%d-%d" % (shard, n)) for n in range(start, start + count)))
+        await site.produce(
+            Topic.EVENTS, shard, *(Record(b"k", b"%d-%d" % (shard, n)) for n in range(start, start + count))
+        )
 
 
 async def _seen(site: Site) -> list[tuple[int, int]]:
@@ -243,7 +246,7 @@ async def test_a_frozen_owner_does_not_block_the_next_one(site: Site) -> None:
             async with transaction(site.pool) as connection:
                 taken = await shard_owner.acquire(connection, "test", [0], "second", ["t"], "log-1")
             assert taken[0][0].epoch == 2
-            with pytest.raises(Exception, match=r"closed|terminat|released"):
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
                 await asleep.execute("SELECT 1")
     finally:
         frozen.terminate()
@@ -273,7 +276,9 @@ async def test_a_new_log_is_read_from_its_beginning(site: Site) -> None:
     async with _counting(site) as again:
         again.add(again.reader.run())
         await _applied(site, 3)
-    assert {r["log_id"] for r in await site.rows("SELECT log_id FROM spine.shard_position WHERE service = 'test'")} == {"log-2"}
+    assert {r["log_id"] for r in await site.rows("SELECT log_id FROM spine.shard_position WHERE service = 'test'")} == {
+        "log-2"
+    }
 
 
 def test_numbers_of_a_ledger_outlive_a_log_and_offsets_do_not() -> None:
@@ -339,7 +344,9 @@ async def test_numbers_that_moved_without_us_are_no_ground_to_write_on(site: Sit
     assert await _seen(site) == []
 
 
-async def test_a_bug_is_tried_again_and_ends_the_process_if_it_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_tried_again_and_ends_the_process_if_it_stays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Restarting would not help for ever; what helps is that it is seen."""
     monkeypatch.setattr(fenced_reader, "backoff_seconds", lambda *_: 0.0)
     await _write(site, 0, 1)
@@ -384,5 +391,7 @@ def test_one_poll_in_pieces_loses_neither_records_nor_holes() -> None:
     records: Any = [At(3), At(4), At(9)]
     lone: Any = [At(0)]
     polled = Polled({0: records, 1: lone}, {0: 12, 1: 1, 2: 7})
-    found = [({s: [r.offset for r in several] for s, several in p.records.items()}, p.positions) for p in batches(polled, 1)]
+    found = [
+        ({s: [r.offset for r in several] for s, several in p.records.items()}, p.positions) for p in batches(polled, 1)
+    ]
     assert found == [({0: [3]}, {0: 4}), ({0: [4]}, {0: 9}), ({0: [9]}, {0: 12}), ({1: [0]}, {1: 1}), ({}, {2: 7})]

@@ -33,7 +33,9 @@ class Told:
         return FeedRow(self.gen, self.seq, self.seq - 1, user, kind, payload, at, at, ("event", "m"), src, 1)
 
     def device(self, user: str, token: str = "") -> FeedRow:
-        return self.row(user, "device_set", {"device": {"id": f"d-{user}", "type": "ios", "token": token or f"t-{user}"}})
+        return self.row(
+            user, "device_set", {"device": {"id": f"d-{user}", "type": "ios", "token": token or f"t-{user}"}}
+        )
 
     def acquired(self, user: str, at: int | None = None) -> FeedRow:
         return self.row(user, "stage_changed", {"from": "reach", "to": "acquire"}, at, src=self.seq)
@@ -67,7 +69,9 @@ async def _settled(site: Site, running: Notifying, count: int) -> list[dict[str,
 
 async def _outcomes(site: Site, shard: int = 0) -> list[tuple[str, str, str]]:
     """Outcomes as the public topic tells them, and that it agrees with the table."""
-    rows = await site.rows("SELECT seq, user_id, outcome, reason FROM notifier.outcome WHERE shard = $1 ORDER BY seq", shard)
+    rows = await site.rows(
+        "SELECT seq, user_id, outcome, reason FROM notifier.outcome WHERE shard = $1 ORDER BY seq", shard
+    )
     assert [r["seq"] for r in rows] == list(range(1, len(rows) + 1))
 
     async def published() -> bool:
@@ -260,9 +264,7 @@ async def test_whoever_opted_out_while_a_message_waited_does_not_get_it(
     await site.feed(told.device(out), told.acquired(out), told.device(still), told.acquired(still), shard=0)
     async with site.notifier(phones) as running:
         await site.applied(0, 4, "notifier")
-        await site.feed(
-            told.row(out, "consent_set", {"push": False}), told.device(still, "newer-token"), shard=0
-        )
+        await site.feed(told.row(out, "consent_set", {"push": False}), told.device(still, "newer-token"), shard=0)
         await site.applied(0, 6, "notifier")
         assert phones.pushes == []
         await site.pool.execute("UPDATE control.installation SET sending = true")

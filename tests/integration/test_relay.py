@@ -150,7 +150,9 @@ async def test_rows_of_a_lost_shard_are_not_sent_any_more(broker: Broker, relayi
     assert ("all", 0) not in broker.kept
 
 
-async def test_the_pipeline_waits_while_too_much_is_pending(broker: Broker, relaying: tuple[Relay[int], _Noted]) -> None:
+async def test_the_pipeline_waits_while_too_much_is_pending(
+    broker: Broker, relaying: tuple[Relay[int], _Noted]
+) -> None:
     """Otherwise a broker that is away for an hour takes the memory of the service with it."""
     relay, _ = relaying
     relay.own([0])

@@ -117,7 +117,11 @@ async def test_an_event_becomes_state_ledger_tallies_and_feed(any_site: Site) ->
 async def test_the_first_decision_counts_whoever_wrote_the_second(site: Site) -> None:
     """Two ingests under different rules: one took the event in, the other refused it. Readers keep to the first."""
     log = Decided()
-    first = [log.event("Application Opened", T0), log.refused(log.user, "pii:version", T0), log.event("City Added", T0, city=BOSTON)]
+    first = [
+        log.event("Application Opened", T0),
+        log.refused(log.user, "pii:version", T0),
+        log.event("City Added", T0, city=BOSTON),
+    ]
     other = [
         Rejected(0, -1, b"", 1, log.user, "m-0", "pii:user_id", T0, "app"),
         msgspec.structs.replace(first[0], src=1, prev=0, message_id="zombie", name="City Added", city_id=NEW_YORK),
@@ -301,7 +305,10 @@ async def test_a_late_upload_does_not_set_the_watermark_back(site: Site) -> None
 
         async def read() -> bool:
             return bool(
-                await site.pool.fetchval("SELECT next_offset FROM spine.shard_position WHERE service = 'segmenter' AND shard = 0") == 4
+                await site.pool.fetchval(
+                    "SELECT next_offset FROM spine.shard_position WHERE service = 'segmenter' AND shard = 0"
+                )
+                == 4
             )
 
         await until(read)
@@ -335,7 +342,9 @@ async def test_new_rules_reach_everyone_also_those_who_do_nothing(site: Site) ->
     log = Decided()
     users = users_of(0, 40)
     await site.decide(*(log.event("Application Opened", T0, user=u) for u in users), log.time(T0 + DAY), shard=0)
-    stages: Rules = msgspec.structs.replace(weather(), segments=[Segment("openers", "All who opened", stage=["acquire"])])
+    stages: Rules = msgspec.structs.replace(
+        weather(), segments=[Segment("openers", "All who opened", stage=["acquire"])]
+    )
     async with site.segmenter():
         await site.applied(0, 39)
         assert await site.install(stages) == 2
@@ -411,7 +420,9 @@ async def test_repeats_within_a_day_count_once_far_beyond_the_ring(any_site: Sit
     await site.decide(*(log.event("Screen Viewed", T0 + n, message_id=f"m{n}") for n in range(200)), shard=0)
     async with site.segmenter(batch=60):
         await site.applied(0, 199)
-        again = [log.event("Screen Viewed", T0 + n, received=T0 + 23 * HOUR, message_id=f"m{n}") for n in range(0, 200, 2)]
+        again = [
+            log.event("Screen Viewed", T0 + n, received=T0 + 23 * HOUR, message_id=f"m{n}") for n in range(0, 200, 2)
+        ]
         await site.decide(*again, shard=0)
         await site.applied(0, log.last)
     later = [log.event("Screen Viewed", T0 + n, received=T0 + 23 * HOUR, message_id=f"m{n}") for n in range(1, 200, 2)]
@@ -453,13 +464,19 @@ async def test_it_makes_no_difference_whether_a_user_is_cached(site: Site, monke
 
         await until(swept)
     told = [
-        [(r["user_id"], r["kind"], r["payload"], r["occurred_at"], r["cause_type"], r["src"]) for r in await _require_whole(site, s)]
+        [
+            (r["user_id"], r["kind"], r["payload"], r["occurred_at"], r["cause_type"], r["src"])
+            for r in await _require_whole(site, s)
+        ]
         for s in range(SHARDS)
     ]
     assert sorted(told[0]) == sorted(told[1])
     assert await site.tallies(0) == await site.tallies(1)
     states = [
-        {r["user_id"]: r["hot"] for r in await site.rows("SELECT user_id, hot FROM segmenter.user_state WHERE shard = $1", s)}
+        {
+            r["user_id"]: r["hot"]
+            for r in await site.rows("SELECT user_id, hot FROM segmenter.user_state WHERE shard = $1", s)
+        }
         for s in range(SHARDS)
     ]
     assert states[0] == states[1]
@@ -471,14 +488,18 @@ async def test_a_record_that_breaks_the_code_is_set_aside_and_the_rest_goes_on(
     """After three failures at one place its records are tried one by one, and the one that fails is dead-lettered."""
     monkeypatch.setattr(fenced_reader, "backoff_seconds", lambda *_: 0.01)
     log = Decided()
-    several = [log.event(name, T0 + n) for n, name in enumerate(["Screen Viewed", "Screen Viewed", "Poison", "Screen Viewed"])]
+    several = [
+        log.event(name, T0 + n) for n, name in enumerate(["Screen Viewed", "Screen Viewed", "Poison", "Screen Viewed"])
+    ]
     await site.decide(*several, shard=0)
     async with site.segmenter() as running:
         running.segmenter._fault = "Poison"
         await site.applied(0, 3)
         running.check()
     rows = await _require_whole(site, 0)
-    assert [(r["src"], json.loads(r["payload"])["reason"]) for r in rows if r["kind"] == "dead_letter"] == [(2, "bug:decide")]
+    assert [(r["src"], json.loads(r["payload"])["reason"]) for r in rows if r["kind"] == "dead_letter"] == [
+        (2, "bug:decide")
+    ]
     assert (await _hot(site, log.user)).screens == 3
 
 
@@ -530,7 +551,9 @@ async def test_users_are_loaded_by_key_and_due_users_by_index(site: Site) -> Non
     await site.pool.execute(
         "INSERT INTO segmenter.user_state SELECT n % 2, 'user-' || n, 490000 + n % 900, 1, 'x', NULL FROM generate_series(1, 20000) n"
     )
-    await site.pool.execute("INSERT INTO segmenter.dedup_spill SELECT n % 2, 'user-' || n, 1, n FROM generate_series(1, 20000) n")
+    await site.pool.execute(
+        "INSERT INTO segmenter.dedup_spill SELECT n % 2, 'user-' || n, 1, n FROM generate_series(1, 20000) n"
+    )
     await site.pool.execute("ANALYZE segmenter.user_state, segmenter.dedup_spill")
     keys = ([n % 2 for n in range(5000)], [f"user-{n}" for n in range(5000)])
     queries: list[tuple[str, tuple[Any, ...]]] = [
@@ -563,7 +586,9 @@ async def test_ordinary_events_leave_the_due_index_alone(site: Site) -> None:
 
         async def raised() -> bool:
             (row,) = await site.rows("SELECT due_bucket FROM segmenter.user_state")
-            return bool(row["due_bucket"] == (await _hot(site, log.user)).due_at // shard_module.HOUR_MS > before["due_bucket"])
+            return bool(
+                row["due_bucket"] == (await _hot(site, log.user)).due_at // shard_module.HOUR_MS > before["due_bucket"]
+            )
 
         await until(raised)
 

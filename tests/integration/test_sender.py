@@ -36,7 +36,10 @@ async def test_calls_for_one_partition_queue_whole(any_site: Site) -> None:
     await sender.start()
     try:
         await asyncio.gather(
-            *(sender.send(site.topic(Topic.RAW), 0, [Record(b"k", b"%d-%d" % (c, n) + b"x" * 100) for n in range(20)]) for c in range(5))
+            *(
+                sender.send(site.topic(Topic.RAW), 0, [Record(b"k", b"%d-%d" % (c, n) + b"x" * 100) for n in range(20)])
+                for c in range(5)
+            )
         )
     finally:
         await sender.stop()

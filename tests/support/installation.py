@@ -76,6 +76,7 @@ class Rig:
         self._extra = 0
         self._stopped: set[int] = set()
         self._others: list[Program] = []
+        self._ends: dict[int, int] = {}
 
     @property
     def status(self) -> dict[str, Any]:
@@ -259,8 +260,13 @@ class Rig:
 
     async def drained(self, seconds: float = 60) -> None:
         """Wait until every raw record is applied and everything that follows from it was sent."""
-        prefix = self.status["prefix"]
-        raw = await oracle_topics.ends(self.status["kafka"], prefix + Topic.RAW.value, self.status["shards"])
+        topic = self.status["prefix"] + Topic.RAW.value
+
+        async def ends() -> dict[int, int]:
+            self._ends = await oracle_topics.ends(self.status["kafka"], topic, self.status["shards"], self._ends)
+            return self._ends
+
+        raw = await ends()
         async with self.database() as connection:
 
             async def lagging() -> str:
@@ -272,7 +278,7 @@ class Rig:
                 problem = str(await connection.fetchval(_LAGGING))
                 if problem:
                     return problem
-                now = await oracle_topics.ends(self.status["kafka"], prefix + Topic.RAW.value, self.status["shards"])
+                now = await ends()
                 raw, before = now, raw
                 return "" if now == before else "raw still grows"
 

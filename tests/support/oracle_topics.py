@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -29,15 +30,17 @@ async def read(bootstrap: str, topic: str, partitions: int) -> dict[int, list[Se
     return found
 
 
-async def ends(bootstrap: str, topic: str, partitions: int) -> dict[int, int]:
-    """One more than the last offset of each partition (0: empty)."""
-    found = dict.fromkeys(range(partitions), 0)
-    async for partition, record in _follow(bootstrap, topic, partitions):
+async def ends(bootstrap: str, topic: str, partitions: int, since: dict[int, int] | None = None) -> dict[int, int]:
+    """One more than the last offset of each partition (0: empty); `since` are ends seen before."""
+    found = dict.fromkeys(range(partitions), 0) | (since or {})
+    async for partition, record in _follow(bootstrap, topic, partitions, since):
         found[partition] = record.offset + 1
     return found
 
 
-async def _follow(bootstrap: str, topic: str, partitions: int):  # type: ignore[no-untyped-def]
+async def _follow(
+    bootstrap: str, topic: str, partitions: int, since: dict[int, int] | None = None
+) -> AsyncIterator[tuple[int, Seen]]:
     consumer: AIOKafkaConsumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         group_id=None,
@@ -51,6 +54,9 @@ async def _follow(bootstrap: str, topic: str, partitions: int):  # type: ignore[
         every = [TopicPartition(topic, p) for p in range(partitions)]
         consumer.assign(every)
         await consumer.seek_to_beginning(*every)
+        for partition, end in (since or {}).items():
+            if end > 0:
+                consumer.seek(TopicPartition(topic, partition), end - 1)
         # the broker's index of ends may lag behind (embedded broker); a fetch at the end tells the truth
         proofs = dict.fromkeys(every, 0)
         marks = dict.fromkeys(every, 0)
