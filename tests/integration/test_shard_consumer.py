@@ -13,7 +13,7 @@ from shared.kafka.sender import Record
 from shared.kafka.shard_consumer import Reassigned, ShardConsumer
 from shared.process.errors import LogReplaced, Transient
 from tests.support.ports import free_port
-from tests.support.spine import SHARDS, ByHand, Site, until
+from tests.support.spine import SHARDS, Site, until
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def test_a_position_outside_the_log_is_fatal(any_site: Site, request: pyte
     """To begin anew at either end would double or lose; only a person can say which log this is."""
     site = any_site
     await site.produce(Topic.EVENTS, 0, Record(b"k", b"v"))
-    async with site.consumer(Topic.EVENTS, "test") as one:
+    async with site.consumer(Topic.EVENTS) as one:
         one.seek(0, 500)
         one.seek(1, 0)
         if "embedded" in request.node.name:
@@ -106,8 +106,7 @@ async def test_a_position_outside_the_log_is_fatal(any_site: Site, request: pyte
 
 async def test_a_rebalance_while_fetching_is_noticed_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new assignment has no positions; the client would wait for them for ever, and the shards with it."""
-    async with site.consumer(Topic.EVENTS, "test") as one:
-        assert isinstance(one, ByHand)
+    async with site.consumer(Topic.EVENTS) as one:
 
         async def rebalancing(*_: object, **__: object) -> dict[object, object]:
             one.reassign()

@@ -126,8 +126,9 @@ class Phones:
 class ByHand(ShardConsumer):
     """A shard consumer that is given every shard at once: brokers let a group wait for seconds before it begins."""
 
-    def __init__(self, bootstrap: str, topic: str, shards: int) -> None:
+    def __init__(self, bootstrap: str, topic: str, shards: int, fetch_bytes: int = 1_048_576) -> None:
         super().__init__(bootstrap, topic, "unused")
+        self._fetch_bytes = fetch_bytes
         self._bootstrap = bootstrap
         self._all = [TopicPartition(topic, shard) for shard in range(shards)]
 
@@ -139,6 +140,7 @@ class ByHand(ShardConsumer):
             auto_offset_reset="none",
             isolation_level="read_committed",
             fetch_max_wait_ms=20,
+            max_partition_fetch_bytes=self._fetch_bytes,
             retry_backoff_ms=100,
         )
         await self._consumer.start()
@@ -282,8 +284,8 @@ class Site:
     # -- services
 
     @asynccontextmanager
-    async def consumer(self, topic: Topic, service: str) -> AsyncIterator[ShardConsumer]:
-        consumer = ByHand(self.kafka, self.topic(topic), 1 if topic is Topic.CONTEXT else SHARDS)
+    async def consumer(self, topic: Topic, fetch_bytes: int = 1_048_576) -> AsyncIterator[ByHand]:
+        consumer = ByHand(self.kafka, self.topic(topic), 1 if topic is Topic.CONTEXT else SHARDS, fetch_bytes)
         await consumer.start()
         try:
             yield consumer
@@ -294,7 +296,7 @@ class Site:
     async def ingest(
         self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1
     ) -> AsyncIterator[Ingesting]:
-        async with self.consumer(Topic.RAW, "ingest") as consumer:
+        async with self.consumer(Topic.RAW) as consumer:
             running = Ingesting()
             running.pipeline = Pipeline(
                 consumer=consumer,
@@ -345,7 +347,7 @@ class Site:
         running.segmenter = Segmenter(self.pool, RulesBook(), running.relay, publisher, self.clock, most_cached=100_000)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(running.relay.stop)
-            consumer = await stack.enter_async_context(self.consumer(Topic.EVENTS, "segmenter"))
+            consumer = await stack.enter_async_context(self.consumer(Topic.EVENTS))
             stack.push_async_callback(running.stop)
             running.reader = running.segmenter.reader = self._reader(
                 "segmenter", Topic.EVENTS, consumer, running.segmenter, batch
@@ -373,8 +375,8 @@ class Site:
                 clock=self.clock, most_cached=10_000,
             )  # fmt: skip
             handler = ContextHandler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke)
-            consumer = await stack.enter_async_context(self.consumer(Topic.FEED, "notifier"))
-            others = await stack.enter_async_context(self.consumer(Topic.CONTEXT, "context")) if context else None
+            consumer = await stack.enter_async_context(self.consumer(Topic.FEED))
+            others = await stack.enter_async_context(self.consumer(Topic.CONTEXT)) if context else None
             stack.push_async_callback(running.dispatcher.finish)
             stack.push_async_callback(running.stop)
             running.reader = running.notifier.reader = self._reader("notifier", Topic.FEED, consumer, running.notifier)
