@@ -17,9 +17,9 @@ SETTLED_SECONDS = 20.0
 """A process that lived this long starts again without a longer pause."""
 
 
-def pause_seconds(attempt: int) -> float:
+def pause_seconds(attempt: int, longest: float = LONGEST_PAUSE_SECONDS) -> float:
     """How long to wait before the `attempt`-th start in a row (from 0)."""
-    return float(min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS))
+    return float(min(FIRST_PAUSE_SECONDS * 2**attempt, longest))
 
 
 class Children:
@@ -44,6 +44,7 @@ class Children:
         self._changed = changed
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self.restarts = dict.fromkeys(commands, 0)
+        self.longest_pause_seconds = LONGEST_PAUSE_SECONDS
 
     def pids(self) -> dict[str, int | None]:
         return {name: program.pid for name, program in self._programs.items()}
@@ -87,7 +88,7 @@ class Children:
             code = await program.wait()
             self._changed()
             attempt = 0 if loop.time() - began > SETTLED_SECONDS else attempt
-            pause = pause_seconds(attempt)
+            pause = pause_seconds(attempt, self.longest_pause_seconds)
             attempt += 1
             self.restarts[program.name] += 1
             last = program.last_words(1)

@@ -7,12 +7,14 @@ import json
 
 import pytest
 
+from services.ingest.consumer.pipeline import Pipeline, _Partition
 from services.local.topics import admin
 from shared.contracts.events import Accepted, Moved, Rejected, TimeRecord
 from shared.contracts.identifiers import record_digest, shard_of
 from shared.contracts.topics import Topic
 from shared.kafka.sender import Record
 from shared.process.errors import LogReplaced
+from shared.process.http import Health
 from shared.process.metrics import INGEST_RESUMES
 from tests.support.spine import SHARDS, Ingesting, Site, counted, until, users_of
 
@@ -126,7 +128,8 @@ async def test_time_is_told_only_once_everything_was_read(site: Site) -> None:
     began = site.clock.now_ms()
     for n in range(400):
         await site.post(user, "Application Opened", messageId=f"m-{n}")
-    async with site.ingest(time_seconds=0.001, batch=20):
+    # many small answers of the broker, so that several come between a clock value and the end
+    async with site.ingest(time_seconds=0.001, batch=20, fetch_bytes=3000):
 
         async def told() -> list[TimeRecord]:
             return [t for t in await _time(site, 0) if t.src == 399]
@@ -138,6 +141,43 @@ async def test_time_is_told_only_once_everything_was_read(site: Site) -> None:
     raw = await site.records(Topic.RAW, 0)
     assert began <= last.as_of <= site.clock.now_ms()
     assert last.digest == record_digest(raw[399].key, raw[399].value)
+
+
+@pytest.mark.parametrize(
+    ("answers", "told_at"),
+    [
+        ([(1, True)] * 5, None),
+        ([(1, True), (2, True), (2, True)], None),
+        ([(1, True), (2, True), (3, True)], 2),
+        ([(1, False), (2, False), (3, False), (3, False), (4, True)], 4),
+        ([(1, False), (2, True), (3, False), (4, False)], None),
+    ],
+)
+async def test_a_clock_value_is_proven_by_answers_that_came_after_it(
+    answers: list[tuple[int, bool]], told_at: int | None
+) -> None:
+    """The first answer may belong to a fetch sent before the clock was read; the second does not, and it counts only
+    if nothing more is there."""
+
+    class Scripted:
+        def at_end(self, shard: int, position: int) -> tuple[bool, int]:
+            mark, end = answers[step]
+            return end, mark
+
+    class Ticking:
+        def now_ms(self) -> int:
+            return 1000 + step
+
+    pipeline = Pipeline(
+        consumer=Scripted(), reader=None, sender=None, clock=Ticking(), health=Health(), raw_topic="r",  # type: ignore[arg-type]
+        events_topic="e", batch_records=1, time_seconds=0.0,
+    )  # fmt: skip
+    standing = _Partition(5, b"d", 6)
+    found: list[int | None] = []
+    for step in range(len(answers)):  # noqa: B007 - the stand-ins look at it
+        found.append(pipeline._reached(0, standing, 1.0))  # noqa: PERF401 - one step after the other
+    # the value is that of the clock when the first answer was looked at, however long the proof took
+    assert found == [1000 if n == told_at else None for n in range(len(answers))]
 
 
 async def test_time_stands_still_while_the_broker_holds_unread_records(site: Site) -> None:
@@ -161,8 +201,9 @@ async def test_time_stands_still_while_the_broker_holds_unread_records(site: Sit
 
 async def test_new_rules_are_told_to_idle_partitions_too(site: Site) -> None:
     """A shard without events would otherwise never enter the new version."""
-    async with site.ingest() as running:
+    async with site.ingest(time_seconds=3600) as running:
         await until(lambda: _time(site, 1))
+        await asyncio.sleep(0.3)
         running.pipeline.use_rules(2, running.pipeline._intake)  # type: ignore[arg-type]
 
         async def told() -> bool:

@@ -315,8 +315,6 @@ async def installed(
     home: Path, *, kafka: str = "embedded", shards: int = 4, dev: bool = False, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Rig]:
     """An installation with the weather pack and the push sandbox, on free ports."""
-    # what a test kills several times in a row comes back at once
-    children.LONGEST_PAUSE_SECONDS = children.FIRST_PAUSE_SECONDS
     told = {**QUICK, **(env or {})}
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
@@ -327,6 +325,9 @@ async def installed(
             running(options, said.append) as installation,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as http,
         ):
+            assert installation.children is not None
+            # what a test kills several times in a row comes back at once
+            installation.children.longest_pause_seconds = children.FIRST_PAUSE_SECONDS
             rig = Rig(installation, http)
             rig.said = said
             assert not any("not ready" in line for line in said), said

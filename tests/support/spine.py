@@ -294,9 +294,9 @@ class Site:
 
     @asynccontextmanager
     async def ingest(
-        self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1
+        self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1, fetch_bytes: int = 1_048_576
     ) -> AsyncIterator[Ingesting]:
-        async with self.consumer(Topic.RAW) as consumer:
+        async with self.consumer(Topic.RAW, fetch_bytes) as consumer:
             running = Ingesting()
             running.pipeline = Pipeline(
                 consumer=consumer,

@@ -148,11 +148,17 @@ def test_who_gives_the_city_up_is_no_customer_but_keeps_the_stage() -> None:
 
 
 def test_a_search_is_forgotten_thirty_days_after_the_last_one() -> None:
+    """Also of a user who goes on using the app for other things."""
     person = Person().all(
-        [event("City Searched", T0, city=NEW_YORK), event("City Searched", T0 + 5 * DAY, city=NEW_YORK)]
+        [
+            event("City Searched", T0, city=NEW_YORK),
+            event("City Searched", T0 + 5 * DAY, city=NEW_YORK),
+            event("Application Opened", T0 + 33 * DAY),
+        ]
     )
     assert not [c for c in person.tick(T0 + 35 * DAY - 1) if c.kind == "cohort_exited"]
-    gone = [c for c in person.tick(T0 + 35 * DAY) if c.kind == "cohort_exited"]
+    assert person.state.due_at == T0 + 35 * DAY
+    gone = [c for c in person.tick(T0 + 36 * DAY) if c.kind == "cohort_exited"]
     assert [(c.payload, c.occurred_at) for c in gone] == [
         ({"relation": "searched", "city_id": NEW_YORK}, T0 + 35 * DAY)
     ]

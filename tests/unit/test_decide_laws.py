@@ -186,7 +186,7 @@ def test_activity_moves_only_along_the_table(life: list[Accepted]) -> None:
 @given(lives(), STEPS)
 def test_thirty_days_divide_all_users(life: list[Accepted], later: int) -> None:
     """`active_30d` and `inactive_30d` are the seed's definition of the product: exactly one, by the age of the last
-    activity. Whoever removed the app, or never did anything, is inactive."""
+    activity. Whoever removed the app, or never did anything, is inactive. Searches end after as many days."""
     person = Person(RULES)
     for one in life:
         person.see(one)
@@ -201,6 +201,7 @@ def _require_division(hot: Hot, now: int) -> None:
     recent = hot.last_activity_at >= 0 and now - hot.last_activity_at < 30 * DAY
     active = recent and hot.activity != "uninstalled"
     assert halves == ({"active_30d"} if active else {"inactive_30d"})
+    assert all(now - visit.last_at < 30 * DAY for visit in hot.searched)
 
 
 @LAW
