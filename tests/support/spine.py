@@ -19,6 +19,7 @@ from services import packs
 from services.ingest.consumer.pipeline import Pipeline
 from services.ingest.domain.intake import Intake
 from services.local import migrate
+from services.local.topics import admin
 from services.notifier.book import CampaignBook
 from services.notifier.context.handler import ContextHandler
 from services.notifier.dispatch import Dispatcher
@@ -32,7 +33,7 @@ from services.segmenter.publish import Publisher
 from shared.contracts.events import Decision, FeedRow, TimeRecord, decode_decision, decode_feed, encode
 from shared.contracts.identifiers import record_digest, shard_of
 from shared.contracts.rules import Rules
-from shared.contracts.topics import Names, Topic
+from shared.contracts.topics import SPECS, Names, Topic
 from shared.data.control import RulesBook
 from shared.data.db import Pool, transaction
 from shared.data.ledger import LedgerRow, prepare_partitions
@@ -408,6 +409,9 @@ async def opened_site(kafka: str, names: Names, pool: Pool, home: Path) -> Async
     finally:
         await site.log.stop()
         await site.sender.stop()
+        # clients ask for all topics when they connect: hundreds of them would make each test slower than the last
+        async with admin(kafka) as client:
+            await client.delete_topics([names.topic(spec.topic) for spec in SPECS])
 
 
 def digest_of(user: str, value: bytes) -> bytes:
