@@ -82,6 +82,8 @@ class ApacheKafka:
         return [
             shutil.which("java") or "java",
             f"-Xmx{heap}",
+            # the quick compiler only: the other one takes half a core for the first minutes
+            "-XX:TieredStopAtLevel=1",
             "-XX:+ExitOnOutOfMemoryError",
             "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={logging}",
