@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from services.segmenter.domain.state import Hot, decode_hot
+from services.segmenter.domain.state import Hot, decode_hot, told_consents
+from services.segmenter.domain.visited import visits
 from services.segmenter.publish import change
 from shared.contracts.identifiers import shard_of
 from shared.data.db import Pool
@@ -66,11 +67,11 @@ async def user(pool: Pool, gazetteer: Gazetteer, shards: int, user_id: str) -> d
         "session_depth": round(hot.screens / hot.sessions, 2) if hot.sessions else 0.0,
         "cities": {
             "default": place(gazetteer, hot.default_city) if hot.default_city else None,
-            "searched": [place(gazetteer, v.city_id, v.count, v.last_at) for v in hot.searched],
-            "added": [place(gazetteer, v.city_id, v.count, v.last_at) for v in hot.added],
+            "searched": [place(gazetteer, v.city_id, v.count, v.last_at) for v in visits(hot.searched)],
+            "added": [place(gazetteer, v.city_id, v.count, v.last_at) for v in visits(hot.added)],
         },
         "segments": list(hot.segments),
-        "consents": hot.consents,
+        "consents": told_consents(hot.consents),
         "opens": hot.opens,
         "active_days": hot.active_days,
         "orders": hot.orders,

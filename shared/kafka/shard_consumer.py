@@ -8,6 +8,7 @@ over records fetched before a seek.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     RecordTooLargeError,
 )
+from aiokafka.protocol.fetch import FetchRequest
 
 from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
@@ -47,7 +49,7 @@ class ShardConsumer:
         group: str,
         *,
         instance: str = "",
-        fetch_wait_ms: int = 20,
+        fetch_every_ms: int = 15,
         session_timeout_ms: int = 30_000,
         max_bytes_per_partition: int = 1_048_576,
     ) -> None:
@@ -69,12 +71,13 @@ class ShardConsumer:
             heartbeat_interval_ms=max(500, session_timeout_ms // 10),
             rebalance_timeout_ms=60_000,
             max_poll_interval_ms=600_000,
-            fetch_max_wait_ms=fetch_wait_ms,
-            # a fetch names every partition and is dear: let the broker gather for these few milliseconds
-            fetch_min_bytes=32_768,
+            # the pace is kept here; with 0 the embedded broker does not look at all
+            fetch_max_wait_ms=1,
+            fetch_min_bytes=1,
             max_partition_fetch_bytes=max_bytes_per_partition,
             retry_backoff_ms=100,
         )
+        _pace(self._consumer, fetch_every_ms / 1000)
 
     async def start(self) -> None:
         try:
@@ -155,6 +158,25 @@ class ShardConsumer:
 
     def _tp(self, shard: int) -> TopicPartition:
         return TopicPartition(self.topic, shard)
+
+
+def _pace(consumer: AIOKafkaConsumer, seconds: float) -> None:
+    """Have `consumer` fetch from each node at most once in `seconds`, so that records gather.
+
+    A fetch names every partition and is dear on both sides. Where the broker does the waiting (`fetch_min_bytes`),
+    it looks at every partition again for each record that arrives.
+    """
+    client = consumer._client  # noqa: SLF001
+    send = client.send
+    due: defaultdict[int, float] = defaultdict(float)
+
+    async def paced(node_id: int, request: object, **more: object) -> object:
+        if isinstance(request, FetchRequest):
+            await asyncio.sleep(due[node_id] - monotonic())
+            due[node_id] = monotonic() + seconds
+        return await send(node_id, request, **more)
+
+    client.send = paced
 
 
 class _Marks(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -18,7 +18,9 @@ from jsonschema import Draft7Validator, FormatChecker
 from services.notifier.domain.recipient import Recipient, decode_recipient
 from services.notifier.messages import OutcomeRow
 from services.notifier.publish import Publisher as OutcomePublisher
-from services.segmenter.domain.state import Cold, Hot, Visit, decode_cold, decode_hot
+from services.segmenter.domain import dedup
+from services.segmenter.domain.state import Cold, Hot, consenting, decode_cold, decode_hot, told_consents
+from services.segmenter.domain.visited import Visit, packed, visits
 from services.segmenter.publish import Publisher as ChangePublisher
 from shared.contracts.asyncapi import PUBLIC
 from shared.contracts.events import (
@@ -148,7 +150,7 @@ def test_feed_rows_written_by_the_first_version_read_the_same() -> None:
 
 
 def test_rows_of_users_written_by_the_first_version_read_the_same() -> None:
-    """Rows in Postgres outlive every version: fields are appended, and old rows take their defaults."""
+    """Rows in Postgres outlive every version: a row says its form, the first one by having no number."""
     hot = decode_hot(
         bytes.fromhex(
             "dc0023a76163717569726501a36e657702030405060708090a0b0c0d0e0f10119193ce00477c5802129193ce004e4185011391aa6163"
@@ -156,11 +158,19 @@ def test_rows_of_users_written_by_the_first_version_read_the_same() -> None:
         )
     )
     first = Hot(
-        "acquire", 1, "new", 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, (Visit(4684888, 2, 18),),
-        (Visit(5128581, 1, 19),), ("active_30d",), {"push": True}, 3, 20, 21, 22, 23, 24, b"r" * 8, 25, b"c" * 8, "ads",
-        "web", "u-0",
+        "acquire", 1, "new", 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, packed([Visit(4684888, 2, 0)]),
+        packed([Visit(5128581, 1, 0)]), ("active_30d",), consenting(0, "push", True), 3, 20, 21, 22, 23, 24,
+        dedup.add(b"", int.from_bytes(b"r" * 6, "big"), 0x7272)[0], 25, b"c" * 8, "ads", "web", "u-0",
     )  # fmt: skip
     assert hot == first
+    assert (visits(hot.searched), told_consents(hot.consents)) == ([Visit(4684888, 2, 0)], {"push": True})
+    assert first == decode_hot(
+        bytes.fromhex(
+            "dc002402a76163717569726501a36e657702030405060708090a0b0c0d0e0f1011c40a0000000000477c580002c40a00000000004e4185"
+            "000191aa6163746976655f33306430031415161718c40b727272727272000000727219c4086363636363636363a3616473a3776562a375"
+            "2d30"
+        )
+    )
     assert decode_cold(
         bytes.fromhex("949193a3642d31a3696f73a3742d31a5656e2d5553af416d65726963612f4368696361676fa3312e32")
     ) == Cold((DEVICE,), "en-US", "America/Chicago", "1.2")

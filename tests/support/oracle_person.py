@@ -85,7 +85,7 @@ class Person:
         self.counts = dict.fromkeys(("opens", "screens", "sessions", "active_days", "activities"), 0)
         self.days: set[int] = set()
         self.home = 0
-        self.searched: dict[int, list[int]] = {}  # city -> [count, last], in order of entry
+        self.searched: dict[int, list[int]] = {}  # city -> [count, second of the last], in order of entry
         self.added: dict[int, list[int]] = {}
         self.segments: set[str] = set()
         self.consents: dict[str, bool] = {}
@@ -249,21 +249,22 @@ class Person:
                 self._cohort(False, "default", self.home, at, cause)
             self.home = city
             self._cohort(True, "default", city, at, cause)
-        forgotten_already = city not in self.searched and at + book.search_kept <= moment
+        second = at // 1000 * 1000  # a city is remembered to the second of its last visit
+        forgotten_already = city not in self.searched and second + book.search_kept <= moment
         if "city_searched" in signals and self._may("search_history", book) and not forgotten_already:
-            self._ties(self.searched, "searched", city, at, cause)
+            self._ties(self.searched, "searched", city, at, second, cause)
         if "city_added" in signals:
-            self._ties(self.added, "added", city, at, cause)
+            self._ties(self.added, "added", city, at, second, cause)
 
-    def _ties(self, cities: dict[int, list[int]], relation: str, city: int, at: int, cause: str) -> None:
+    def _ties(self, cities: dict[int, list[int]], relation: str, city: int, at: int, second: int, cause: str) -> None:
         if city in cities:
-            cities[city] = [cities[city][0] + 1, max(cities[city][1], at)]
+            cities[city] = [cities[city][0] + 1, max(cities[city][1], second)]
             return
         if len(cities) >= 8:
             oldest = min(cities, key=lambda c: (cities[c][1], c))
             del cities[oldest]
             self._cohort(False, relation, oldest, at, cause)
-        cities[city] = [1, at]
+        cities[city] = [1, second]
         self._cohort(True, relation, city, at, cause)
 
     # -- what time does

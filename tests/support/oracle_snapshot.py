@@ -14,7 +14,7 @@ from tests.support.oracle_topics import Seen
 
 # fmt: off
 HOT = [
-    "stage", "stage_at", "activity", "activity_at", "first_seen_at",
+    "form", "stage", "stage_at", "activity", "activity_at", "first_seen_at",
     "last_seen_at", "first_activity_at", "last_activity_at", "session_start_at", "session_last_at",
     "session_screens", "sessions", "screens", "opens", "activities",
     "last_day", "bitmap", "active_days", "default_city", "searched",
@@ -23,6 +23,7 @@ HOT = [
     "spilled_hour", "context_digest", "first_channel", "last_channel", "assignment_id",
 ]
 # fmt: on
+PURPOSES = ["location", "search_history", "push"]
 COLD = ["devices", "locale", "timezone", "app_version"]
 Rows = list[dict[str, Any]]
 Log = dict[int, list[Seen]]
@@ -30,7 +31,8 @@ Log = dict[int, list[Seen]]
 
 @dataclass
 class Snapshot:
-    """`raw` … `outcomes`: topics by partition; the rest: tables, as rows of plain values."""
+    """`raw` … `outcomes`: topics by partition; `context`: the topic's only one, read up to `context_read`; the rest:
+    tables, as rows of plain values."""
 
     shards: int
     rules: dict[int, dict[str, Any]]
@@ -52,6 +54,13 @@ class Snapshot:
     ledger: Rows = field(default_factory=list)
     messages: Rows = field(default_factory=list)
     outcome_rows: Rows = field(default_factory=list)
+    context: list[Seen] = field(default_factory=list)
+    context_read: int = -1
+    context_events: Rows = field(default_factory=list)
+    chains: Rows = field(default_factory=list)
+    runs: Rows = field(default_factory=list)
+    run_shards: Rows = field(default_factory=list)
+    run_pages: Rows = field(default_factory=list)
     pushes: list[dict[str, Any]] | None = None
 
 
@@ -65,6 +74,11 @@ _QUERIES = {
     "ledger": "SELECT * FROM segmenter.ledger UNION ALL SELECT * FROM segmenter.outbox ORDER BY shard, seq",
     "messages": "SELECT * FROM notifier.message",
     "outcome_rows": "SELECT * FROM notifier.outcome ORDER BY shard, seq",
+    "context_events": "SELECT context_id, kind, chain_id, context_offset, verdict FROM notifier.context_event",
+    "chains": "SELECT alert_id, chain_id FROM notifier.alert_chain",
+    "runs": "SELECT * FROM notifier.run ORDER BY run_id",
+    "run_shards": "SELECT run_id, shard, done FROM notifier.run_shard",
+    "run_pages": "SELECT * FROM notifier.run_page ORDER BY run_id, shard, after",
 }
 
 
@@ -86,6 +100,8 @@ async def take(status: dict[str, Any]) -> Snapshot:
             ):
                 snapshot.positions[row["shard"]] = row["last_src"]
                 snapshot.log_ids.add(row["log_id"])
+            read = await connection.fetchval("SELECT last_offset FROM spine.shard_position WHERE service = 'context'")
+            snapshot.context_read = -1 if read is None else read
     finally:
         await connection.close()
     for entry in snapshot.ledger:
@@ -102,6 +118,7 @@ async def take(status: dict[str, Any]) -> Snapshot:
     for name, topic in topics.items():
         found = await oracle_topics.read(status["kafka"], status["prefix"] + topic, snapshot.shards)
         setattr(snapshot, name, found)
+    snapshot.context = (await oracle_topics.read(status["kafka"], status["prefix"] + "context.events.v1", 1))[0]
     if status.get("sandbox"):
         snapshot.pushes = await _pushes(status["sandbox"])
     return snapshot
@@ -120,8 +137,23 @@ async def _pushes(sandbox: str) -> list[dict[str, Any]]:
 
 
 def hot(row: dict[str, Any]) -> dict[str, Any]:
-    """The hot part of a user's row by name; positions are the contract."""
-    return dict(zip(HOT, msgspec.msgpack.decode(row["hot"]), strict=False))
+    """The hot part of a user's row by name; positions are the contract. Cities become [id, count, last]."""
+    kept = dict(zip(HOT, msgspec.msgpack.decode(row["hot"]), strict=False))
+    assert kept["form"] == 2, f"a row in a form the oracle does not know: {kept['form']}"
+    for name in ("searched", "added"):
+        kept[name] = _visits(kept[name])
+    said = {purpose: kept["consents"] // 4**n % 4 for n, purpose in enumerate(PURPOSES)}
+    kept["consents"] = {purpose: bits == 3 for purpose, bits in said.items() if bits}
+    return kept
+
+
+def _visits(packed: bytes) -> list[list[int]]:
+    """Ten bytes each, most significant first: second of the last visit (4), city (4), how often (2)."""
+    several = [packed[at : at + 10] for at in range(0, len(packed), 10)]
+    return [
+        [int.from_bytes(one[4:8], "big"), int.from_bytes(one[8:], "big"), int.from_bytes(one[:4], "big") * 1000]
+        for one in several
+    ]
 
 
 def cold(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from services.segmenter.domain import cohorts
 from services.segmenter.domain.cohorts import Move
-from services.segmenter.domain.state import MAX_CITIES, Hot
+from services.segmenter.domain.state import Hot
+from services.segmenter.domain.visited import MAX_CITIES, MOST_COUNTED, Visit, packed, visits
 
 
 def _hot() -> Hot:
@@ -20,23 +21,38 @@ def test_another_default_city_leaves_the_first() -> None:
 
 def test_a_search_is_counted_and_its_latest_moment_kept() -> None:
     hot = _hot()
-    assert cohorts.search(hot, 1, 50, 60, 100) == [Move(True, "searched", 1)]
-    assert cohorts.search(hot, 1, 40, 60, 100) == []
-    assert [(v.count, v.last_at) for v in hot.searched] == [(2, 50)]
+    assert cohorts.search(hot, 1, 50_000, 60_000, 100_000) == [Move(True, "searched", 1)]
+    assert cohorts.search(hot, 1, 40_000, 60_000, 100_000) == []
+    assert [(v.count, v.last_at) for v in visits(hot.searched)] == [(2, 50_000)]
 
 
 def test_a_search_that_would_be_forgotten_already_opens_nothing() -> None:
     hot = _hot()
-    assert cohorts.search(hot, 1, 0, 100, 100) == []
-    assert cohorts.search(hot, 1, 1, 100, 100) == [Move(True, "searched", 1)]
+    assert cohorts.search(hot, 1, 0, 100_000, 100_000) == []
+    assert cohorts.search(hot, 1, 1000, 100_000, 100_000) == [Move(True, "searched", 1)]
+
+
+def test_a_visit_counts_from_the_beginning_of_its_second() -> None:
+    """What is kept decides, not what came: a search is refused, kept and forgotten by the same second."""
+    hot = _hot()
+    assert cohorts.search(hot, 1, 999, 100_000, 100_000) == []
+    assert cohorts.search(hot, 1, 1999, 100_000, 100_000) == [Move(True, "searched", 1)]
+    assert cohorts.next_expiry(hot, 100_000) == 101_000
+
+
+def test_a_city_visited_more_often_than_can_be_counted_stays_at_the_most() -> None:
+    hot = _hot()
+    hot.added = packed([Visit(1, MOST_COUNTED, 0)])
+    cohorts.add(hot, 1, 5000)
+    assert visits(hot.added) == [Visit(1, MOST_COUNTED, 5000)]
 
 
 def test_the_ninth_city_pushes_out_the_oldest() -> None:
     hot = _hot()
     for city in range(1, MAX_CITIES + 1):
-        cohorts.add(hot, city, 1000 - city)
-    assert cohorts.add(hot, 99, 5000) == [Move(False, "added", MAX_CITIES), Move(True, "added", 99)]
-    assert len(hot.added) == MAX_CITIES
+        cohorts.add(hot, city, 1000 * (100 - city))
+    assert cohorts.add(hot, 99, 500_000) == [Move(False, "added", MAX_CITIES), Move(True, "added", 99)]
+    assert len(visits(hot.added)) == MAX_CITIES
 
 
 def test_what_was_never_added_cannot_be_removed() -> None:
@@ -49,11 +65,11 @@ def test_what_was_never_added_cannot_be_removed() -> None:
 
 def test_searches_end_together_only_where_they_are_equally_old() -> None:
     hot = _hot()
-    for city, at in ((1, 10), (2, 10), (3, 20)):
-        cohorts.search(hot, city, at, 20, 100)
-    assert cohorts.next_expiry(hot, 100) == 110
-    assert cohorts.expire(hot, 110, 100) == [Move(False, "searched", 1), Move(False, "searched", 2)]
-    assert cohorts.next_expiry(hot, 100) == 120
+    for city, at in ((1, 10_000), (2, 10_000), (3, 20_000)):
+        cohorts.search(hot, city, at, 20_000, 100_000)
+    assert cohorts.next_expiry(hot, 100_000) == 110_000
+    assert cohorts.expire(hot, 110_000, 100_000) == [Move(False, "searched", 1), Move(False, "searched", 2)]
+    assert cohorts.next_expiry(hot, 100_000) == 120_000
 
 
 def test_forgetting_all_leaves_every_relation() -> None:
@@ -64,4 +80,4 @@ def test_forgetting_all_leaves_every_relation() -> None:
     assert {(m.relation, m.city_id, m.entered) for m in cohorts.forget_all(hot)} == {
         ("default", 1, False), ("added", 2, False), ("searched", 3, False),
     }  # fmt: skip
-    assert (hot.default_city, hot.added, hot.searched) == (0, (), ())
+    assert (hot.default_city, hot.added, hot.searched) == (0, b"", b"")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT
+from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, told_consents
+from services.segmenter.domain.visited import visits
 from shared.contracts.events import Context, Device
 from shared.contracts.rules import Privacy
 from tests.support.people import (
@@ -185,7 +186,7 @@ def test_withdrawn_search_history_keeps_the_cities_that_were_chosen() -> None:
     person = Person().all([event("City Added", T0, city=CHICAGO), event("City Searched", T0, city=BOSTON)])
     person.see(event("Consent Preference Updated", T0, properties={"categories": {"search_history": False}}))
     assert not person.state.searched
-    assert [v.city_id for v in person.state.added] == [CHICAGO]
+    assert [v.city_id for v in visits(person.state.added)] == [CHICAGO]
     assert not kinds(person.see(event("City Searched", T0 + HOUR, city=BOSTON)))
 
 
@@ -201,7 +202,7 @@ def test_a_pack_may_require_that_consent_was_given() -> None:
 def test_consents_nobody_can_read_change_nothing(told: object) -> None:
     person = Person().all([event("City Added", T0, city=BOSTON)])
     assert not person.see(event("Consent Preference Updated", T0, properties={"categories": told}))
-    assert person.state.consents == {}
+    assert told_consents(person.state.consents) == {}
 
 
 def test_a_device_is_told_before_the_change_it_may_be_pushed_for() -> None:

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from services.ingest.domain.intake_http import MAX_EVENT_BYTES
+from services.ingest.domain.personal import personal
 from services.ingest.domain.places import UNKNOWN_PLACE, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
@@ -31,8 +31,6 @@ _CALLS = {
     "alias": "$alias",
 }
 _CITY_SIGNALS: tuple[SignalName, ...] = ("default_city", "city_searched", "city_added", "city_removed")
-_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}\.[A-Za-z]{2,}")
-_PHONE = re.compile(r"(?<![\w.])\+?\d[\d\s().-]{7,}\d(?![\w.])")
 
 
 class RawRecord(NamedTuple):
@@ -165,7 +163,7 @@ class Intake:
         kept = self._properties(name, properties)
         if isinstance(kept, str):
             return kept
-        if self._pii_less and _personal(user_id):
+        if self._pii_less and personal(user_id):
             return "pii:user_id"
         context = _context(event.context)
         if isinstance(context, str):
@@ -204,7 +202,7 @@ class Intake:
             if isinstance(value, str):
                 if "\x00" in value:
                     return f"nul_character:{key}"
-                if self._pii_less and _personal(value):
+                if self._pii_less and personal(value):
                     return f"pii:{key}"
                 kept[key] = value[:MAX_TEXT]
             elif _is_number(value):
@@ -269,19 +267,6 @@ def _wrong_id(text: str) -> str | None:
     if len(text) > MAX_ID_CHARS:
         return "id_too_long"
     return None
-
-
-def _personal(text: str) -> bool:
-    """Whether a text holds an e-mail address or a telephone number."""
-    if "@" in text and _EMAIL.search(text):
-        return True
-    return any(c.isdecimal() for c in text) and _phone(text)
-
-
-def _phone(text: str) -> bool:
-    found = _PHONE.search(text)
-    # ids and plain numbers are digits too: a telephone number shows by its sign or its grouping
-    return found is not None and (found[0].startswith("+") or bool(re.search(r"[\s()]", found[0].strip())))
 
 
 def _text(value: bytes | None) -> str:

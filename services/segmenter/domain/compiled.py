@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.segmenter.domain.state import Hot
+from services.segmenter.domain.state import Hot, consent
 from shared.contracts.rules import Rules, Stage
 
 DAY_MS = 86_400_000
@@ -63,7 +63,8 @@ class Compiled:
         return found
 
     def consented(self, hot: Hot, purpose: str) -> bool:
-        return hot.consents.get(purpose, purpose not in self.required)
+        said = consent(hot.consents, purpose)
+        return purpose not in self.required if said is None else said
 
 
 class InForce(NamedTuple):

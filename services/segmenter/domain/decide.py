@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from services.segmenter.domain import activity, cohorts, dedup, lifecycle, profile, sessions
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
-from services.segmenter.domain.state import Change, Cold, Hot
+from services.segmenter.domain.state import PURPOSES, Change, Cold, Hot, consenting
 from shared.contracts.events import Accepted
 from shared.contracts.identifiers import message_hash
 from shared.process.clock import iso
@@ -152,10 +152,11 @@ def _consent(hot: Hot, event: Accepted, changes: list[Change]) -> None:
     told = event.properties.get("categories")
     if not isinstance(told, dict):
         return
-    news = {p: told[p] for p in ("location", "search_history", "push") if isinstance(told.get(p), bool)}
+    news = {p: told[p] for p in PURPOSES if isinstance(told.get(p), bool)}
     if not news:
         return
-    hot.consents = {**hot.consents, **news}
+    for purpose, given in news.items():
+        hot.consents = consenting(hot.consents, purpose, given)
     changes.append(Change("consent_set", dict(news), event.occurred_at, "event", event.message_id))
     moves: list[cohorts.Move] = []
     if news.get("location") is False:

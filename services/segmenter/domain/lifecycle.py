@@ -6,17 +6,18 @@ from collections.abc import Mapping
 
 from services.segmenter.domain.compiled import Compiled
 from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Hot
+from services.segmenter.domain.visited import ENTRY_BYTES
 from shared.contracts.rules import Measure
 
 
 def measure(hot: Hot, name: Measure) -> int:
     """What a threshold is held against."""
     if name == "searched":
-        return len(hot.searched)
+        return len(hot.searched) // ENTRY_BYTES
     if name == "added":
-        return len(hot.added)
+        return len(hot.added) // ENTRY_BYTES
     if name == "cities":
-        return len(hot.searched) + len(hot.added) + (1 if hot.default_city else 0)
+        return (len(hot.searched) + len(hot.added)) // ENTRY_BYTES + (1 if hot.default_city else 0)
     number: int = getattr(hot, name)
     return number
 

@@ -1,36 +1,36 @@
 """What is kept per user: the hot part every event touches, the cold part only some need.
 
-Encoded as msgpack by position: fields are only appended. Instants are milliseconds, -1 for never. Values
-are replaced, never changed in place, so that a shallow copy is a safe one.
+Encoded as msgpack by position. The first element of a hot row is its form (`Hot`'s tag): within a form fields
+are only appended, another layout is another form; the first form is still read. What is held in memory
+is what is encoded, so that a user who was stored and read again is the same user. Instants are milliseconds,
+-1 for never. Values are replaced, never changed in place, so that a shallow copy is a safe one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from services.segmenter.domain import dedup
+from services.segmenter.domain.visited import Visit, packed
 from shared.contracts.events import Device
 
+HOUR_MS = 3_600_000
 CUSTOMER, REPEAT, LOYAL = 1, 2, 4
-MAX_CITIES = 8
 MAX_DEVICES = 8
+FORM = 2
+PURPOSES = ("location", "search_history", "push")
+"""Purposes of consent, by position in `Hot.consents`: appended only."""
 
 
-class Visit(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A city searched or added: how often, and when last."""
-
-    city_id: int
-    count: int
-    last_at: int
-
-
-class Hot(msgspec.Struct, array_like=True, gc=False):
+class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     """The row an owner caches. `due_at`: the earliest moment anything would change if nothing happened.
 
-    `ring`: the last 32 message ids (see `dedup`). `context_digest` tells whether an event's context is
-    the one last folded into the cold part. `flags` are CUSTOMER, REPEAT, LOYAL. `bitmap`: bit n = active
-    n days before `last_day` (days since 1970).
+    `searched` and `added` hold at most 8 cities each (see `visited`), `consents` two bits per purpose (see
+    `consent`), `ring` the last 32 message ids (see `dedup`). `context_digest` tells whether an event's context
+    is the one last folded into the cold part. `flags` are CUSTOMER, REPEAT, LOYAL. `bitmap`: bit n = active n
+    days before `last_day` (days since 1970).
     """
 
     stage: str
@@ -52,10 +52,10 @@ class Hot(msgspec.Struct, array_like=True, gc=False):
     bitmap: int = 0
     active_days: int = 0
     default_city: int = 0
-    searched: tuple[Visit, ...] = ()
-    added: tuple[Visit, ...] = ()
+    searched: bytes = b""
+    added: bytes = b""
     segments: tuple[str, ...] = ()
-    consents: dict[str, bool] = {}
+    consents: int = 0
     flags: int = 0
     orders: int = 0
     order_days: int = 0
@@ -92,7 +92,57 @@ class Change(NamedTuple):
     cause_id: str
 
 
+def consent(consents: int, purpose: str) -> bool | None:
+    """What the user said of a purpose; None: nothing."""
+    told = consents >> 2 * PURPOSES.index(purpose) & 3
+    return told == 3 if told else None
+
+
+def consenting(consents: int, purpose: str, given: bool) -> int:
+    """`consents` with the purpose given or withdrawn: 01 is withdrawn, 11 given."""
+    at = 2 * PURPOSES.index(purpose)
+    return consents & ~(3 << at) | (3 if given else 1) << at
+
+
+def told_consents(consents: int) -> dict[str, bool]:
+    """Every purpose the user said something of, and what."""
+    told = ((purpose, consent(consents, purpose)) for purpose in PURPOSES)
+    return {purpose: given for purpose, given in told if given is not None}
+
+
 encode_hot = msgspec.msgpack.Encoder().encode
-decode_hot = msgspec.msgpack.Decoder(Hot).decode
+_decode_hot = msgspec.msgpack.Decoder(Hot).decode
+_decode_list = msgspec.msgpack.Decoder(list).decode
 encode_cold = msgspec.msgpack.Encoder().encode
 decode_cold = msgspec.msgpack.Decoder(Cold).decode
+
+
+def decode_hot(row: bytes) -> Hot:
+    """A user as stored, in this form or the first; ValidationError for any other."""
+    try:
+        return _decode_hot(row)
+    except msgspec.ValidationError:
+        values = _decode_list(row)
+        # the first form has no number: it begins with the stage
+        if not values or not isinstance(values[0], str):
+            raise
+        return _from_first_form(values)
+
+
+def _from_first_form(values: list[Any]) -> Hot:
+    """Visits were lists in milliseconds, consents a map, the ring eight bytes per id, the last two of them the hour
+    modulo 65 536."""
+    was = dict(zip(Hot.__struct_fields__, values, strict=False))
+    was["searched"] = packed(Visit(*visit) for visit in was["searched"])
+    was["added"] = packed(Visit(*visit) for visit in was["added"])
+    consents, ring = 0, b""
+    for purpose, given in was["consents"].items():
+        consents = consenting(consents, purpose, given)
+    about = was["last_seen_at"] // HOUR_MS
+    for at in range(0, len(was["ring"]), 8):
+        entry = was["ring"][at : at + 8]
+        # of all hours with this remainder the one nearest to when the user was seen last
+        back = (about - int.from_bytes(entry[6:], "big") + 32_768) % 65_536 - 32_768
+        ring, _ = dedup.add(ring, int.from_bytes(entry[:6], "big"), about - back)
+    was |= {"consents": consents, "ring": ring}
+    return msgspec.convert([FORM, *was.values()], Hot)
