@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,19 +25,14 @@ from services.notifier.transports.none import NoTransport
 from services.notifier.transports.oauth import read_service_account
 from services.notifier.transports.push import Transport
 from shared.contracts.topics import Names, Topic
-from shared.data.control import RulesBook, installation
-from shared.data.db import connect_pool, transaction
-from shared.data.ledger import prepare_partitions
-from shared.data.shard_owner import advance_relayed
+from shared.data.control import RulesBook
 from shared.gazetteer import load as load_gazetteer
-from shared.kafka.fenced_reader import FencedReader
 from shared.kafka.log_reader import LogReader
+from shared.kafka.owning import Readers, noting, opened_database, require_partitions
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Sender
-from shared.kafka.shard_consumer import ShardConsumer
 from shared.process.clock import Clock
 from shared.process.compose import opened, patiently
-from shared.process.errors import Fatal
 from shared.process.http import Health, serve
 from shared.process.logs import configure
 from shared.process.settings import Installation, load
@@ -53,21 +47,13 @@ async def run() -> int:
     names, clock, health = Names(env.prefix), Clock(env.clock), Health()
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
-        pool = await patiently(lambda: connect_pool(env.postgres, size=8))
-        stack.push_async_callback(pool.close)
-        async with transaction(pool) as connection:
-            made = await installation(connection)
-            await prepare_partitions(connection, clock.real_ms())
-        if made.shards != env.shards:
-            raise Fatal(f"the installation was made with {made.shards} shards, PERENNIAL_SHARDS says {env.shards}")
+        pool = await opened_database(stack, env, clock, size=8)
         gazetteer = load_gazetteer()
         book = CampaignBook(pool, RulesBook(Path(env.home) / "last-good" / "notifier-rules.json"))
         await patiently(book.refresh)
         sender = await opened(stack, Sender(env.kafka))
         log_reader = await opened(stack, LogReader(env.kafka))
-        for topic, wanted in ((Topic.FEED, env.shards), (Topic.CONTEXT, 1)):
-            if (count := await log_reader.partitions(names.topic(topic))) != wanted:
-                raise Fatal(f"topic {names.topic(topic)} has {count} partitions, {wanted} are needed")
+        await require_partitions(log_reader, env, Topic.FEED, Topic.CONTEXT)
         app = make_app(
             pool=pool,
             book=book,
@@ -80,11 +66,7 @@ async def run() -> int:
         )
         supervisor.add("http", serve(app, env.bind, settings.port))
 
-        async def note(seqs: Mapping[int, int]) -> None:
-            async with transaction(pool) as connection:
-                await advance_relayed(connection, "notifier", seqs)
-
-        relay: Relay[OutcomeRow] = Relay("notifier", sender, Publisher(names).row, note)
+        relay: Relay[OutcomeRow] = Relay("notifier", sender, Publisher(names).row, noting(pool, "notifier"))
         stack.push_async_callback(relay.stop)
         transport = _transport(settings, clock)
         stack.push_async_callback(transport.close)
@@ -103,34 +85,14 @@ async def run() -> int:
         )
         context = ContextHandler(book, gazetteer, clock, env.shards, runs.poke)
 
-        async def reader_of(service: str, topic: Topic, worker: Notifier | ContextHandler) -> FencedReader:
-            consumer = await opened(
-                stack,
-                ShardConsumer(
-                    env.kafka,
-                    names.topic(topic),
-                    names.group(service),
-                    instance=env.instance,
-                    fetch_wait_ms=20 if topic is Topic.FEED else 100,
-                    session_timeout_ms=int(settings.session_seconds * 1000),
-                ),
-            )
-            return FencedReader(
-                service=service,
-                topic=names.topic(topic),
-                consumer=consumer,
-                reader=log_reader,
-                pool=pool,
-                worker=worker,
-                health=health,
-                numbers_survive=topic is Topic.FEED,
-                max_records=settings.batch_records,
-                heartbeat_seconds=settings.session_seconds / 10,
-            )
-
+        readers = Readers(
+            stack, env, log_reader, pool, health, session_seconds=settings.session_seconds,
+            batch_records=settings.batch_records,
+        )  # fmt: skip
         # at once: a broker may let each group wait for seconds before it begins
         notifier.reader, context.reader = await asyncio.gather(
-            reader_of("notifier", Topic.FEED, notifier), reader_of("context", Topic.CONTEXT, context)
+            readers.opened("notifier", Topic.FEED, notifier),
+            readers.opened("context", Topic.CONTEXT, context, fetch_every_ms=100),
         )
         dispatcher.reader, dispatcher.recipient = notifier.reader, notifier.recipient
         stack.push_async_callback(dispatcher.finish)

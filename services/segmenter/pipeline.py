@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Mapping
 
 from services.segmenter import store
 from services.segmenter.domain.compiled import Compiled, InForce
-from services.segmenter.domain.decide import decide, needs_cold
-from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
-from services.segmenter.domain.state import decode_cold, decode_hot
+from services.segmenter.domain.decide import decide
+from services.segmenter.domain.dedup import KEEP_HOURS
+from services.segmenter.domain.standin import instead
+from services.segmenter.loading import load
 from services.segmenter.publish import Publisher
-from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, Entry, ShardState
+from services.segmenter.saving import save
+from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, ShardState
 from services.segmenter.sweeper import Sweeper
 from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord, decode_decision
 from shared.contracts.topics import Topic
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool, transaction
-from shared.data.ledger import LedgerRow, append, unsent
+from shared.data.ledger import LedgerRow, unsent
 from shared.data.shard_owner import Owner, Position
 from shared.kafka.chain import judge
-from shared.kafka.fenced_reader import FencedReader, OwnedShard, batches
+from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import Polled
+from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, monotonic
 from shared.process.metrics import GAPS, REPEATS, SEGMENTER_CHANGES, SEGMENTER_EVENTS, WATERMARK_AGE
 
@@ -34,8 +36,6 @@ _NOTHING: frozenset[int] = frozenset()
 _YIELD_EVERY = 500
 _REPAIRS_SECONDS = 2.0
 _FORGET_SECONDS = 3600.0
-_PATIENCE = 3
-"""How often one place may fail before its records are tried one by one."""
 
 
 class Segmenter:
@@ -59,9 +59,7 @@ class Segmenter:
         self._repairs_at = self._forgotten_at = 0.0
         self._shards: dict[int, ShardState] = {}
         self._compiled: dict[int, Compiled] = {}
-        self._poison: set[tuple[int, int]] = set()
-        self._failed_in_a_row = 0
-        self._now_folding: tuple[int, int] | None = None
+        self._suspects = Suspects()
         self._told: dict[int, float] = {}
         self._sweeper = Sweeper(self)
 
@@ -100,24 +98,18 @@ class Segmenter:
 
     def drop(self) -> None:
         self._relay.disown_all()
+        self._suspects.release()
         self._shards = {}
 
     def suspect(self, error: Exception) -> None:
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _PATIENCE and self._now_folding is not None:
-            self._poison.add(self._now_folding)
-            self._now_folding = None
-            self._failed_in_a_row = 0
+        self._suspects.failed()
 
     # -- applying -------------------------------------------------------------------------------------
 
     async def handle(self, polled: Polled) -> None:
-        # after repeated failure one record at a time, so that the one that fails is known
-        pieces = [polled] if self._failed_in_a_row == 0 else batches(polled, 1)
-        for piece in pieces:
+        for piece in self._suspects.pieces(polled):
             await self._relay.room()
             await self._apply(piece)
-        self._failed_in_a_row = 0
 
     async def idle(self) -> None:
         await self._sweeper.step()
@@ -151,7 +143,9 @@ class Segmenter:
         decisions = {
             shard: [decode_decision(r.value or b"") for r in records] for shard, records in polled.records.items()
         }
-        await self._load(decisions)
+        self._suspects.trying(polled)
+        self._suspects.replace(polled, decisions, instead)
+        await load(self._pool, self._shards, decisions)
         drafts = {shard: self.draft(shard) for shard in polled.positions}
         positions = {}
         for shard, draft in drafts.items():
@@ -175,7 +169,8 @@ class Segmenter:
                 await asyncio.sleep(0)  # heartbeats share this loop
             if isinstance(decision, TimeRecord):
                 if decision.src <= last:
-                    await self._adopt(draft, decision.rules, last)
+                    if decision.rules > state.version:
+                        await self._adopt(draft, decision.rules, last)
                     state.watermark = max(state.watermark, decision.as_of)
                 continue
             link = judge(last, decision.prev, decision.src)
@@ -187,8 +182,8 @@ class Segmenter:
                         extra={"fields": {"shard": state.shard, "last": last, "prev": decision.prev}},
                     )
                 continue
-            await self._adopt(draft, decision.rules, last)
-            self._now_folding = (state.shard, decision.src)
+            if decision.rules > state.version:
+                await self._adopt(draft, decision.rules, last)
             if isinstance(decision, Accepted):
                 self._event(draft, decision)
             elif isinstance(decision, Rejected):
@@ -202,10 +197,6 @@ class Segmenter:
     def _event(self, draft: Draft, event: Accepted) -> None:
         state, user_id = draft.state, event.user_id
         assert state.rules is not None
-        if (state.shard, event.src) in self._poison:
-            draft.dead_letter(user_id, "bug:decide", event.message_id, event.source, event.received_at, event.src)
-            log.critical("poison record set aside", extra={"fields": {"shard": state.shard, "src": event.src}})
-            return
         if event.name == self._fault:
             raise ArithmeticError(f"planted fault for {event.name}")
         entry = state.users[user_id]
@@ -234,9 +225,8 @@ class Segmenter:
     async def _adopt(self, draft: Draft, version: int, at_src: int) -> None:
         """Enter a newer rules version: a tick for everyone, noticed user by user."""
         state = draft.state
-        if version <= state.version:
-            return
-        compiled = await self._rules(version)
+        with self._suspects.nobody():
+            compiled = await self._rules(version)
         since = max(state.last_tick, state.watermark)
         history = state.rules.history if state.rules is not None else ()
         state.rules = InForce(compiled, (*history, (since, compiled)))
@@ -248,53 +238,6 @@ class Segmenter:
             self._compiled[version] = Compiled(version, await self._book.get(self._pool, version))
         return self._compiled[version]
 
-    # -- loading --------------------------------------------------------------------------------------
-
-    async def _load(self, decisions: Mapping[int, list[Decision]]) -> None:
-        """Have every user these decisions touch in memory, with the cold part and spilled ids where needed."""
-        missing = {
-            (shard, decision.user_id)
-            for shard, several in decisions.items()
-            for decision in several
-            if isinstance(decision, Accepted) and decision.user_id not in self._shards[shard].users
-        }
-        if missing:
-            found = await store.load(self._pool, sorted(missing))
-            for shard, user_id in missing:
-                kept = found.get((shard, user_id))
-                self._shards[shard].users[user_id] = (
-                    Entry(decode_hot(kept[1]), bucket=kept[0], known=True)
-                    if kept is not None
-                    else Entry(cold_known=True, spilled=set())
-                )
-        await self._load_rest(decisions)
-
-    async def _load_rest(self, decisions: Mapping[int, list[Decision]]) -> None:
-        cold: dict[store.Key, Entry] = {}
-        spilled: dict[store.Key, Entry] = {}
-        oldest: list[int] = []
-        for shard, several in decisions.items():
-            users = self._shards[shard].users
-            for event in several:
-                if not isinstance(event, Accepted):
-                    continue
-                entry = users[event.user_id]
-                if not entry.cold_known and needs_cold(entry.hot, event):
-                    cold[shard, event.user_id] = entry
-                hour = event.received_at // HOUR_MS
-                if entry.spilled is None and entry.hot is not None and needs_spill(entry.hot.spilled_hour, hour):
-                    spilled[shard, event.user_id] = entry
-                    oldest.append(hour - KEEP_HOURS)
-        if cold:
-            rows = await store.load_cold(self._pool, sorted(cold))
-            for key, entry in cold.items():
-                entry.cold_known = True
-                entry.cold = decode_cold(rows[key]) if key in rows else None
-        if spilled:
-            ids = await store.load_spilled(self._pool, sorted(spilled), min(oldest) // DAY_HOURS)
-            for key, entry in spilled.items():
-                entry.spilled = ids[key]
-
     # -- writing --------------------------------------------------------------------------------------
 
     async def commit(self, drafts: Mapping[int, Draft], positions: Mapping[int, Position]) -> None:
@@ -303,29 +246,7 @@ class Segmenter:
         async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
             for shard, draft in drafts.items():
                 draft.number(owners[shard])
-            users = [row for draft in drafts.values() for row in draft.user_rows()]
-            if users:
-                await store.save_users(connection, users)
-            rows = [row for draft in drafts.values() for row in draft.rows]
-            if rows:
-                await append(connection, rows)
-            spilled = [row for draft in drafts.values() for row in draft.spilled]
-            if spilled:
-                await store.save_spilled(connection, spilled)
-            tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
-            members: dict[tuple[int, int, str, str], int | None] = {}
-            for draft in drafts.values():
-                tallies.update(draft.tallies)
-                members.update(draft.members)
-            await store.add_tallies(connection, tallies)
-            if members:
-                await store.move_members(connection, members)
-            ticks = [tick for draft in drafts.values() for tick in draft.ticks]
-            if ticks:
-                await store.log_ticks(connection, ticks)
-            times = [draft.state.times() for draft in drafts.values() if draft.state.times() != draft.times_before]
-            if times:
-                await store.save_times(connection, times)
+            await save(connection, drafts.values())
 
         await self.reader.commit(drafts, positions, write)
         for shard, draft in drafts.items():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from shared.contracts import events
+from shared.contracts.changes import ChangeKind
 from shared.contracts.rules import Relation
 from shared.contracts.topics import SPECS, Topic, TopicSpec
 
@@ -31,16 +32,7 @@ class SegmentChange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     `city_id` (GeoNames) to cohorts. `occurred_at` is when it became true, `recorded_at` when it was noticed."""
 
     user_id: str
-    kind: Literal[
-        "stage_changed",
-        "activity_changed",
-        "segment_entered",
-        "segment_exited",
-        "cohort_entered",
-        "cohort_exited",
-        "user_merged",
-        "user_erased",
-    ]
+    kind: ChangeKind
     from_: str | None | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="from")
     to: str | msgspec.UnsetType = msgspec.UNSET
     segment: str | msgspec.UnsetType = msgspec.UNSET

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
+from shared.contracts.changes import ChangeKind
 from shared.contracts.events import FeedRow
 from shared.data.db import Connection
 
-CHANGE_KINDS = frozenset(
-    {
-        "stage_changed",
-        "activity_changed",
-        "segment_entered",
-        "segment_exited",
-        "cohort_entered",
-        "cohort_exited",
-        "user_merged",
-        "user_erased",
-    }
-)
+CHANGE_KINDS: frozenset[str] = frozenset(get_args(ChangeKind))
 DEAD_LETTER = "dead_letter"
 FEED_ONLY_KINDS = frozenset({"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"})
 

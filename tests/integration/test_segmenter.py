@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,7 +21,8 @@ from shared.data.db import transaction
 from shared.data.ledger import CHANGE_KINDS
 from shared.kafka import fenced_reader
 from shared.kafka.sender import Record, Sender, SendFailed
-from shared.process.metrics import GAPS, REPEATS, SEGMENTER_EVENTS
+from shared.process.errors import Transient
+from shared.process.metrics import BUGS, GAPS, REPEATS, SEGMENTER_EVENTS
 from tests.support.people import BOSTON, DAY, HOUR, NEW_YORK, T0, event, weather, with_days
 from tests.support.spine import SHARDS, Site, counted, numbered, until, users_of
 
@@ -503,6 +505,73 @@ async def test_a_record_that_breaks_the_code_is_set_aside_and_the_rest_goes_on(
     assert (await _hot(site, log.user)).screens == 3
 
 
+NUL = "some\0body"
+"""No text of Postgres: neither a user nor a ledger row can have it."""
+
+
+@pytest.mark.parametrize(
+    ("broken", "letter"),
+    [
+        (lambda log: log.refused(NUL, "malformed_json", T0), ("", "bug:record", "", "")),
+        (lambda log: log.event("Screen Viewed", T0, user=NUL), ("", "bug:record", "", "")),
+        # a city beyond int4 passes the fold, and fails where its member is written
+        (lambda log: log.event("Default City Set", T0, city=1 << 40), (None, "bug:decide", "m-2", "test")),
+    ],
+    ids=["a refusal at the commit", "an event while its user is loaded", "an event at the commit"],
+)
+async def test_wherever_a_record_fails_it_is_set_aside_and_the_rest_goes_on(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: Callable[[Decided], Any],
+    letter: tuple[str | None, str, str, str],
+) -> None:
+    """Also where what is kept of it in its place fails again: then only its address is kept."""
+    monkeypatch.setattr(fenced_reader, "backoff_seconds", lambda *_: 0.01)
+    log = Decided()
+    screens = [log.event("Screen Viewed", T0, message_id="m-0"), log.event("Screen Viewed", T0, message_id="m-1")]
+    await site.decide(*screens, broken(log), log.event("Screen Viewed", T0, message_id="m-3"), shard=0)
+    with counted(BUGS, "segmenter") as bugs:
+        async with site.segmenter() as running:
+            await site.applied(0, 3)
+            running.check()
+
+            async def told() -> list[Any]:
+                return await site.records(Topic.DEAD_LETTERS, 0)
+
+            (record,) = await until(told)
+    (dead,) = [row for row in await _require_whole(site, 0) if row["kind"] == "dead_letter"]
+    payload = json.loads(dead["payload"])
+    user, *rest = letter
+    assert [dead["user_id"], payload["reason"], payload["message_id"], payload["source"]] == [
+        log.user if user is None else user,
+        *rest,
+    ]
+    assert json.loads(record.value)["raw"] == {"partition": 0, "offset": 2}
+    assert (await _hot(site, log.user)).screens == 3
+    asides = [r for r in caplog.records if r.levelname == "CRITICAL"]
+    assert [r.fields["times"] for r in asides] == list(range(1, len(asides) + 1))  # type: ignore[attr-defined]
+    assert bugs == [3 * len(asides)]
+
+
+async def test_rules_that_cannot_be_entered_are_laid_to_no_record(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every record behind them would fail: to set them aside one by one would lose everything quietly."""
+    monkeypatch.setattr(fenced_reader, "backoff_seconds", lambda *_: 0.0)
+    log = Decided()
+    await site.pool.execute("INSERT INTO control.rules (version, pack, body) VALUES (2, 'weather', '{}')")
+    await site.decide(
+        log.event("Screen Viewed", T0), *(log.event("Screen Viewed", T0, rules=2) for _ in range(4)), shard=0
+    )
+    async with site.segmenter() as running:
+        with pytest.raises(msgspec.ValidationError):
+            await running.died()
+    assert not [row for row in await site.ledger(0) if row["kind"] == "dead_letter"]
+    assert (await _hot(site, log.user)).screens == 1
+    assert "set aside" not in caplog.text
+
+
 async def test_a_fenced_segmenter_leaves_no_trace(site: Site) -> None:
     """Two owners by turns, each fencing the other in the middle of its work: the outcome is one owner's."""
     log = Decided()
@@ -511,9 +580,9 @@ async def test_a_fenced_segmenter_leaves_no_trace(site: Site) -> None:
     async with site.segmenter(batch=3) as one, site.segmenter(batch=4) as two:
         await site.decide(*events[30:], shard=0)
         for _ in range(5):
-            one.reader.doubt()
+            one.reader.doubt(Transient("a doubt"))
             await asyncio.sleep(0.05)
-            two.reader.doubt()
+            two.reader.doubt(Transient("a doubt"))
             await asyncio.sleep(0.05)
         await site.applied(0, 59)
         one.check()

@@ -19,11 +19,12 @@ from shared.data.control import RulesBook
 from shared.data.db import Pool, connect_pool, is_moment
 from shared.gazetteer import load as load_gazetteer
 from shared.kafka.log_reader import LogReader
+from shared.kafka.owning import require_partitions
 from shared.kafka.sender import Sender
 from shared.kafka.shard_consumer import ShardConsumer
 from shared.process.clock import Clock
 from shared.process.compose import opened, patiently
-from shared.process.errors import Fatal, Transient
+from shared.process.errors import Transient
 from shared.process.http import Health, serve, service_app
 from shared.process.logs import configure
 from shared.process.settings import Installation, load
@@ -45,13 +46,7 @@ async def run() -> int:
             stack.push_async_callback(pool.close)
         sender = await opened(stack, Sender(installation.kafka))
         reader = await opened(stack, LogReader(installation.kafka))
-        for topic in (Topic.RAW, Topic.EVENTS):
-            count = await reader.partitions(names.topic(topic))
-            if count != installation.shards:
-                raise Fatal(
-                    f"topic {names.topic(topic)} has {count} partitions, the installation {installation.shards} shards;"
-                    " run `perennial migrate`, or set PERENNIAL_SHARDS to what it was made with"
-                )
+        await require_partitions(reader, installation, Topic.RAW, Topic.EVENTS)
         consumer = await opened(
             stack,
             ShardConsumer(

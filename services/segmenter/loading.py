@@ -1,0 +1,60 @@
+"""How the users a batch touches come into memory, with no more of each than the batch will look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.segmenter import store
+from services.segmenter.domain.decide import needs_cold
+from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
+from services.segmenter.domain.state import decode_cold, decode_hot
+from services.segmenter.shard import DAY_HOURS, HOUR_MS, Entry, ShardState
+from shared.contracts.events import Accepted, Decision
+from shared.data.db import Pool
+
+
+async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]) -> None:
+    """Have every user these decisions touch in memory, with the cold part and spilled ids where needed."""
+    missing = {
+        (shard, decision.user_id)
+        for shard, several in decisions.items()
+        for decision in several
+        if isinstance(decision, Accepted) and decision.user_id not in shards[shard].users
+    }
+    if missing:
+        found = await store.load(pool, sorted(missing))
+        for shard, user_id in missing:
+            kept = found.get((shard, user_id))
+            shards[shard].users[user_id] = (
+                Entry(decode_hot(kept[1]), bucket=kept[0], known=True)
+                if kept is not None
+                else Entry(cold_known=True, spilled=set())
+            )
+    await _load_rest(pool, shards, decisions)
+
+
+async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]) -> None:
+    cold: dict[store.Key, Entry] = {}
+    spilled: dict[store.Key, Entry] = {}
+    oldest: list[int] = []
+    for shard, several in decisions.items():
+        users = shards[shard].users
+        for event in several:
+            if not isinstance(event, Accepted):
+                continue
+            entry = users[event.user_id]
+            if not entry.cold_known and needs_cold(entry.hot, event):
+                cold[shard, event.user_id] = entry
+            hour = event.received_at // HOUR_MS
+            if entry.spilled is None and entry.hot is not None and needs_spill(entry.hot.spilled_hour, hour):
+                spilled[shard, event.user_id] = entry
+                oldest.append(hour - KEEP_HOURS)
+    if cold:
+        rows = await store.load_cold(pool, sorted(cold))
+        for key, entry in cold.items():
+            entry.cold_known = True
+            entry.cold = decode_cold(rows[key]) if key in rows else None
+    if spilled:
+        ids = await store.load_spilled(pool, sorted(spilled), min(oldest) // DAY_HOURS)
+        for key, entry in spilled.items():
+            entry.spilled = ids[key]

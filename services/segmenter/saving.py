@@ -1,0 +1,38 @@
+"""How the drafts of a batch are written: each kind of row of all shards in one statement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+
+from services.segmenter import store
+from services.segmenter.shard import Draft
+from shared.data.db import Connection
+from shared.data.ledger import append
+
+
+async def save(connection: Connection, drafts: Collection[Draft]) -> None:
+    """Write what these drafts changed; their numbers are already the owner rows'."""
+    users = [row for draft in drafts for row in draft.user_rows()]
+    if users:
+        await store.save_users(connection, users)
+    rows = [row for draft in drafts for row in draft.rows]
+    if rows:
+        await append(connection, rows)
+    spilled = [row for draft in drafts for row in draft.spilled]
+    if spilled:
+        await store.save_spilled(connection, spilled)
+    tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+    members: dict[tuple[int, int, str, str], int | None] = {}
+    for draft in drafts:
+        tallies.update(draft.tallies)
+        members.update(draft.members)
+    await store.add_tallies(connection, tallies)
+    if members:
+        await store.move_members(connection, members)
+    ticks = [tick for draft in drafts for tick in draft.ticks]
+    if ticks:
+        await store.log_ticks(connection, ticks)
+    times = [draft.state.times() for draft in drafts if draft.state.times() != draft.times_before]
+    if times:
+        await store.save_times(connection, times)
