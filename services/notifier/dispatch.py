@@ -37,7 +37,7 @@ from shared.kafka.shard_consumer import Reassigned
 from shared.process.clock import Clock, monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import Transient
-from shared.process.metrics import FENCED, MESSAGES, SEND_SECONDS, TRANSIENT
+from shared.process.metrics import MESSAGES, SEND_SECONDS
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.dispatch")
@@ -83,7 +83,7 @@ class Dispatcher:
                 continue  # on the wire from here, or answered and only not yet written
             if message.state == "attempted":
                 message.state = "intent" if message.on_unknown == "retry" else "unknown"
-                message.reason = "" if message.state == "intent" else "no_answer_before_a_restart"
+                message.reason = "no_answer_before_a_restart"
                 self._finished[message.message_id] = message
             else:
                 self._queue.append(message)
@@ -136,7 +136,7 @@ class Dispatcher:
             if reason is None:
                 ready.append(message)
             else:
-                message.state, message.reason = "suppressed", reason.value
+                _not_sent(message, "suppressed", reason.value)
                 self._finish(message)
         if not ready:
             return
@@ -149,7 +149,7 @@ class Dispatcher:
         try:
             await self.reader.commit(shards, {}, write)
         except (Reassigned, Transient) as error:
-            self._doubt(error)
+            self.reader.doubt(error)
             return
         for message in ready:
             if message.message_id in noted:
@@ -201,15 +201,16 @@ class Dispatcher:
         message.provider = self._transport.name
         match outcome:
             case Sent():
-                message.state, message.provider_ref = "sent", outcome.provider_ref
+                message.state, message.reason, message.provider_ref = "sent", "", outcome.provider_ref
             case TokenDead():
-                message.state, message.reason = "failed", "token_dead"
+                _not_sent(message, "failed", "token_dead")
                 self._dead.append((message.shard, message.user_id, message.token))
             case Refused():
-                message.state, message.reason = "failed", f"refused:{outcome.reason}"
+                _not_sent(message, "failed", f"refused:{outcome.reason}")
             case Unknown() if message.on_unknown == "give_up":
                 message.state, message.reason = "unknown", outcome.reason
             case Unknown():
+                message.reason = outcome.reason
                 self._again(message, None)
             case Throttled():
                 self._pause_until = monotonic() + outcome.retry_after_seconds
@@ -225,7 +226,7 @@ class Dispatcher:
     def _again(self, message: Message, after_seconds: float | None, *, counted: bool = True) -> None:
         """Back to waiting; given up once it was tried often enough, where that says something of the message."""
         if counted and message.attempts >= _MOST_ATTEMPTS:
-            message.state, message.reason = "failed", "too_many_attempts"
+            _not_sent(message, "failed", "too_many_attempts")
             return
         message.state = "intent"
         wait = after_seconds if after_seconds is not None else backoff_seconds(message.attempts, 0.5, 60.0)
@@ -279,7 +280,7 @@ class Dispatcher:
             POINTS.passing("notifier.before_outcome")
             await self.reader.commit(shards, {}, write)
         except (Reassigned, Transient) as error:
-            self._doubt(error)
+            self.reader.doubt(error)
             await asyncio.sleep(0.2)
             self._settle_wanted.set()
             return
@@ -293,8 +294,8 @@ class Dispatcher:
             MESSAGES.labels(row.outcome).inc()
             self._relay.put(row.shard, [row])
 
-    def _doubt(self, error: Exception) -> None:
-        """A commit of ours failed: let the reader acquire everything anew; open messages are read again then."""
-        (FENCED if "another owner" in str(error) else TRANSIENT).labels("notifier").inc()
-        log.warning("%s: %s", type(error).__name__, error)
-        self.reader.doubt()
+
+def _not_sent(message: Message, state: str, reason: str) -> None:
+    """End the message as `state`; as unknown where an attempt went unanswered (its reason says so): it may have
+    arrived."""
+    message.state, message.reason = ("unknown", message.reason) if message.reason else (state, reason)

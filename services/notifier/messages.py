@@ -195,6 +195,17 @@ def number(owner: Owner, message: Message, outcome: str, at: int, recorded_at: i
     )  # fmt: skip
 
 
+async def make_month(connection: Connection, month: str) -> None:
+    """Make the partition of a month's messages, where there is none; in a transaction that writes none before."""
+    if not (len(month) == 4 and month.isdecimal()):
+        raise ValueError(f"not a month: {month!r}")
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('perennial.partitions'))")
+    await connection.execute(
+        f"CREATE TABLE IF NOT EXISTS notifier.message_{month} PARTITION OF notifier.message"
+        f" FOR VALUES IN ('{month}') WITH (fillfactor = 70)"
+    )
+
+
 class Months:
     """Partitions of notifier.message; each month's is made before its first message."""
 
@@ -204,12 +215,6 @@ class Months:
 
     async def ensure(self, months: Iterable[str]) -> None:
         for month in sorted(set(months) - self._made):
-            if not (len(month) == 4 and month.isdecimal()):
-                raise ValueError(f"not a month: {month!r}")
             async with transaction(self._pool) as connection:
-                await connection.execute("SELECT pg_advisory_xact_lock(hashtext('perennial.partitions'))")
-                await connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS notifier.message_{month} PARTITION OF notifier.message"
-                    f" FOR VALUES IN ('{month}') WITH (fillfactor = 70)"
-                )
+                await make_month(connection, month)
             self._made.add(month)

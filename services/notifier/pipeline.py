@@ -6,26 +6,28 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.notifier import messages
+from msgspec.structs import replace
+
+from services.notifier import messages, runs
 from services.notifier.book import Active, CampaignBook
 from services.notifier.dispatch import Dispatcher
 from services.notifier.domain.campaign import Occurrence, matches, occurrence_of
-from services.notifier.domain.plan import plan
+from services.notifier.domain.plan import joined_ids_of, plan
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
 from services.notifier.messages import Message, Months, OutcomeRow
 from services.notifier.runs import Page, Runs
-from shared.contracts.events import FeedRow, FeedTime, decode_feed
+from shared.contracts.events import Feed, FeedRow, FeedTime, decode_feed
 from shared.data.db import Connection, Pool
 from shared.data.shard_owner import Owner, Position
 from shared.kafka.chain import judge
-from shared.kafka.fenced_reader import FencedReader, OwnedShard, batches
+from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import Polled
+from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock
 from shared.process.metrics import GAPS, MESSAGES, REPEATS
 
 log = logging.getLogger("perennial.notifier")
-_PATIENCE = 3
 
 # OFFSET 0 keeps the planner from turning the look-ups by key into a join that scans every recipient
 _LOAD = """
@@ -46,11 +48,14 @@ WHERE r.shard = n.shard AND r.user_id = n.user_id
 
 @dataclass(slots=True)
 class Draft:
-    """What a batch wants written: recipients (None: gone), new messages, taps."""
+    """What a batch wants written: recipients (None: gone), new messages, taps.
+
+    `joined`: by id of a message, the ids it would have had before chains of alerts were joined."""
 
     recipients: dict[tuple[int, str], Recipient | None] = field(default_factory=dict)
     planned: list[Message] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
@@ -74,9 +79,7 @@ class Notifier:
         self._dispatcher, self._runs, self._months = dispatcher, runs, Months(pool)
         self._most_cached = most_cached
         self._recipients: dict[int, dict[str, Recipient | None]] = {}
-        self._failed_in_a_row = 0
-        self._now_folding: tuple[int, int, int] | None = None
-        self._poison: set[tuple[int, int, int]] = set()
+        self._suspects = Suspects()
 
     # -- owning ---------------------------------------------------------------------------------------
 
@@ -100,24 +103,18 @@ class Notifier:
         self._relay.disown_all()
         self._dispatcher.disown()
         self._runs.own(())
+        self._suspects.release()
         self._recipients = {}
 
     def suspect(self, error: Exception) -> None:
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _PATIENCE and self._now_folding is not None:
-            self._poison.add(self._now_folding)
-            self._now_folding = None
-            self._failed_in_a_row = 0
+        self._suspects.failed()
 
     # -- applying -------------------------------------------------------------------------------------
 
     async def handle(self, polled: Polled) -> None:
-        # after a failure one record at a time, so that the one that fails is known
-        pieces = [polled] if self._failed_in_a_row == 0 else batches(polled, 1)
-        for piece in pieces:
+        for piece in self._suspects.pieces(polled):
             await self._relay.room()
             await self._apply(piece)
-        self._failed_in_a_row = 0
 
     async def idle(self) -> None:
         await self._drop_dead_tokens()
@@ -137,7 +134,8 @@ class Notifier:
                 if recipient is None or active is None or not self._runs.still_concerns(page.run, member, recipient):
                     continue
                 self._plan(draft, active, recipient, occurrence, page.shard, member.entered_seq, 0, -1, page.run.run_id)
-        writes = [self._runs.advance(page) for page in pages]
+        now = self._clock.now_ms()
+        writes = [self._runs.advance(page, self._heard(page.shard), now) for page in pages]
 
         async def advance(connection: Connection) -> None:
             for write in writes:
@@ -147,6 +145,8 @@ class Notifier:
 
     async def _apply(self, polled: Polled) -> None:
         feed = {shard: [decode_feed(r.value or b"") for r in records] for shard, records in polled.records.items()}
+        self._suspects.trying(polled)
+        self._suspects.replace(polled, feed, _of_nobody)
         await self._load(
             {(s, row.user_id) for s, rows in feed.items() for row in rows if isinstance(row, FeedRow) and row.user_id}
         )
@@ -182,10 +182,6 @@ class Notifier:
         """Fold one row, and plan what waits for it. Dead letters concern nobody here."""
         if row.kind == "dead_letter" or not row.user_id:
             return
-        self._now_folding = (shard, row.gen, row.seq)
-        if self._now_folding in self._poison:
-            log.critical("poison row set aside", extra={"fields": {"shard": shard, "gen": row.gen, "seq": row.seq}})
-            return
         known = self._recipients[shard].get(row.user_id)
         now = fold(known, row)
         if now is not known:
@@ -220,10 +216,13 @@ class Notifier:
             verdict, campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence.id, now_ms=now
         )
         message.cause_seq, message.cause_gen, message.cause_src, message.run_id = seq, gen, src, run_id
-        # two updates of one alert are one occurrence: the first one counts
-        if message.message_id not in draft.ids:
-            draft.ids.add(message.message_id)
+        joined = joined_ids_of(campaign, recipient.user_id, occurrence)
+        # two updates of one alert are one occurrence, also where their chains were joined: the first one counts
+        if draft.ids.isdisjoint((message.message_id, *joined)):
+            draft.ids.update((message.message_id, *joined))
             draft.planned.append(message)
+            if joined:
+                draft.joined[message.message_id] = joined
 
     def _heard(self, shard: int) -> tuple[int, int]:
         """The last (gen, seq) of the segmenter's ledger that is applied here."""
@@ -281,6 +280,9 @@ class Notifier:
             if gone:
                 await connection.execute(_FORGET, *map(list, zip(*gone, strict=True)))
             real = self._clock.real_ms()
+            if draft.joined:
+                told = await runs.told(connection, {i for ids in draft.joined.values() for i in ids})
+                draft.planned = [m for m in draft.planned if told.isdisjoint(draft.joined.get(m.message_id, ()))]
             if draft.planned:
                 fresh.update(await messages.insert(connection, draft.planned))
                 outcomes.extend(
@@ -312,3 +314,8 @@ class Notifier:
             cache = self._recipients.get(shard, {})
             while len(cache) > most:
                 del cache[next(iter(cache))]
+
+
+def _of_nobody(row: Feed) -> Feed:
+    """What stands in for a row that makes the code fail: it moves the numbers on, and concerns no recipient."""
+    return replace(row, user_id="") if isinstance(row, FeedRow) else row

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.support.installation import Rig
-from tests.support.traffic import Traffic
+from tests.support.traffic import Storms, Traffic
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -23,6 +23,8 @@ POINTS = {
     "notifier": [
         "notifier.in_transaction:15",
         "notifier.after_commit:15",
+        "context.in_transaction:3",
+        "context.after_commit:3",
         "notifier.before_wire:8",
         "notifier.after_wire:8",
         "notifier.before_outcome:5",
@@ -36,16 +38,19 @@ IN_FLIGHT = 200
 @pytest.mark.parametrize("service", POINTS)
 async def test_crashes_at_the_worst_moments_change_nothing(rig: Rig, service: str) -> None:
     """Ended hard at one named point after the other, under load, with posts repeated. Pushes that were on the wire may
-    end as unknown: their campaign says to give up rather than to send twice."""
+    end as unknown, where their campaign says to give up rather than to send twice; those of alerts are sent again."""
     points, told = POINTS[service], len(rig.said)
-    rig.allow(unknown=IN_FLIGHT if service == "notifier" else 0)
-    async with Traffic(1000 + len(service), users=150).during(rig):
+    in_flight = IN_FLIGHT if service == "notifier" else 0
+    rig.allow(unknown=in_flight, repeated_sends=in_flight * len(points))
+    storms = Storms(1000 + len(service))
+    async with Traffic(1000 + len(service), users=150).during(rig, storms=storms):
         await rig.crash_in_turn(service, points)
         await asyncio.sleep(1)
     crashes = [line for line in rig.said[told:] if f"{service} ended (exit 137)" in line]
     assert len(crashes) == len(points), rig.said[told:]
     counts = await rig.equal()
-    assert counts["duplicates"] > 0 and counts["messages"] > 0
+    assert counts["duplicates"] > 0 and counts["messages"] > counts["alert_messages"] > 0
+    assert counts["alerts"] > 10 and counts["chains_joined"] > 0
     if service == "segmenter":
         assert counts["sent_again"] > 0, "the relay repeated nothing: its crash came too early"
 
@@ -58,9 +63,10 @@ async def test_crashes_at_the_worst_moments_change_nothing(rig: Rig, service: st
 )
 async def test_a_service_killed_again_and_again_changes_nothing(rig: Rig, service: str) -> None:
     """Wherever it happens to be. Posts that were not answered are posted again, as phones do."""
-    rig.allow(unknown=2 * IN_FLIGHT if service == "notifier" else 0)
+    in_flight = 2 * IN_FLIGHT if service == "notifier" else 0
+    rig.allow(unknown=in_flight, repeated_sends=in_flight)
     before = rig.restarts[service]
-    async with Traffic(1100 + len(service), users=150).during(rig):
+    async with Traffic(1100 + len(service), users=150).during(rig, storms=Storms(1100 + len(service))):
         for _ in range(2):
             await asyncio.sleep(2)
             victim = rig.pid(service)

@@ -121,6 +121,58 @@ async def test_a_chain_of_updates_is_one_push_per_user(any_site: Site) -> None:
     assert pushes[:2] == [f"t-{here}", f"t-{later}"]
 
 
+async def test_chains_that_are_joined_are_one_chain(any_site: Site) -> None:
+    """Two storms become one: who was told of the younger one is told no more than who was told of the older one. That
+    holds for every later alert of theirs, too."""
+    site, phones, told = any_site, Phones(), Told(any_site)
+    west, east, new = users_of(0, 3)
+    await _member(site, told, 0, west, CHICAGO)
+    await _member(site, told, 0, east, NEW_YORK)
+    await _member(site, told, 0, new, BOSTON)
+    earlier = iso(site.clock.now_ms() - 2 * HOUR)
+    async with site.notifier(phones, context=True) as running:
+        await _post(site, _alert(site, "a", CHICAGO, data={"sent_at": earlier}))
+        await _post(site, _alert(site, "b", NEW_YORK))
+        await _expanded(site, running, 2)
+        first = {p.token: p.collapse_id for p in phones.pushes}
+        assert first.keys() == {f"t-{west}", f"t-{east}"} and len(set(first.values())) == 2
+        await _post(site, _alert(site, "c", CHICAGO, NEW_YORK, BOSTON, replaces=["a", "b"]))
+        await _expanded(site, running, 3)
+        await _post(site, _alert(site, "d", CHICAGO, NEW_YORK, BOSTON, replaces=["b"]))
+        await _expanded(site, running, 4)
+    assert [p.token for p in phones.pushes[2:]] == [f"t-{new}"]
+    assert phones.pushes[2].collapse_id == first[f"t-{west}"]
+    assert await site.pool.fetchval("SELECT count(*) FROM notifier.message") == 3
+    for table in ("alert_chain", "context_event"):
+        assert await site.rows(f"SELECT DISTINCT chain_id FROM notifier.{table}") == [{"chain_id": "a"}]
+
+
+async def test_chains_are_joined_while_the_runs_of_both_are_under_way(site: Site, monkeypatch: Any) -> None:
+    """All three runs meet each user in the same moment, whatever page they have come to; each user is told once. The
+    owner dies in the middle of it, and the next one goes on."""
+    monkeypatch.setattr("services.notifier.runs._PAGE", 7)
+    phones, told = Phones(), Told(site)
+    users = users_of(0, 40)
+    for number, user in enumerate(users):
+        await _member(site, told, 0, user, (NEW_YORK, BOSTON, CHICAGO)[number % 3])
+        if number % 2:
+            await _member(site, told, 0, user, (NEW_YORK, BOSTON, CHICAGO)[(number + 1) % 3])
+    await _post(site, _alert(site, "a", NEW_YORK), _alert(site, "b", BOSTON))
+    await _post(site, _alert(site, "c", NEW_YORK, BOSTON, CHICAGO, replaces=["b", "a"]))
+    async with site.notifier(phones, context=True) as running:
+
+        async def begun() -> bool:
+            running.check()
+            return bool(await site.pool.fetchval("SELECT sum(planned) FROM notifier.run_shard"))
+
+        await until(begun)
+        await running.stop()
+        running.tasks.clear()
+    async with site.notifier(phones, context=True) as running:
+        await _expanded(site, running, 3)
+    assert sorted(p.token for p in phones.pushes) == sorted(f"t-{u}" for u in users)
+
+
 async def test_updates_that_arrive_together_are_one_push(site: Site) -> None:
     phones, told = Phones(), Told(site)
     (user,) = users_of(0, 1)

@@ -167,6 +167,30 @@ async def test_an_attempt_without_an_outcome_ends_as_its_campaign_says(
     assert await _outcomes(site) == [(user, state, "no_answer_before_a_restart" if state == "unknown" else "")]
 
 
+async def test_what_may_have_arrived_is_not_called_suppressed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt went unanswered, and consent was withdrawn before the next one: it is not made, but nobody knows
+    whether the first one is on the phone."""
+    monkeypatch.setattr(dispatch, "_WAITED_SECONDS", 0.0)
+    await site.install(_welcome(on_unknown="retry"))
+    told, phones = Told(site), Phones()
+    (user,) = users_of(0, 1)
+    phones.hold = asyncio.Event()
+    await site.feed(told.device(user), told.acquired(user), shard=0)
+    async with site.notifier(phones) as running:
+
+        async def on_the_wire() -> bool:
+            return bool(phones.pushes)
+
+        await until(on_the_wire)
+        await site.feed(told.row(user, "consent_set", {"push": False}), shard=0)
+        await site.applied(0, told.seq, "notifier")
+        await _quietly(running)
+    async with site.notifier(phones) as running:
+        (message,) = await _settled(site, running, 1)
+    assert (message["state"], message["reason"]) == ("unknown", "no_answer_before_a_restart")
+    assert len(phones.pushes) == 1
+
+
 async def test_an_orderly_end_writes_the_answers_that_came(site: Site) -> None:
     """Or every deployment would leave pushes whose outcome nobody knows, though the provider told it."""
     told, phones = Told(site), Phones()
@@ -408,13 +432,17 @@ async def test_outcomes_that_were_never_published_follow_a_restart(site: Site) -
         await until(again)
 
 
+@pytest.mark.parametrize("where", ["in the fold", "while its recipient is loaded"])
 async def test_a_row_that_breaks_the_code_is_set_aside_and_the_rest_goes_on(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(fenced_reader, "backoff_seconds", lambda *_: 0.01)
     told, phones = Told(site), Phones()
     user, other = users_of(0, 2)
-    broken = told.row(other, "device_set", {"device": {"no": "such fields"}})
+    if where == "in the fold":
+        broken = told.row(other, "device_set", {"device": {"no": "such fields"}})
+    else:
+        broken = told.device("no\0text")
     await site.feed(told.device(user), broken, told.acquired(user), shard=0)
     async with site.notifier(phones) as running:
         (message,) = await _settled(site, running, 1)

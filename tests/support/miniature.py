@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken
-from services.segmenter import pipeline, store
+from services.segmenter import saving, store
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
 from shared.contracts.events import Accepted, Moved, Rejected, TimeRecord, encode
@@ -204,7 +204,7 @@ class Miniature:
             patch.setattr(store, name, getattr(self, f"_{name}"))
         patch.setattr(store, "times", self._times)
         patch.setattr(store, "versions", self._versions)
-        patch.setattr(pipeline, "append", self._append_rows)
+        patch.setattr(saving, "append", self._append_rows)
         patch.setattr(fenced_reader, "transaction", self._transaction)
         patch.setattr(shard_owner, "_LOCK", "lock")
         patch.setattr(shard_owner, "_WRITE_OWNERS", "owners")

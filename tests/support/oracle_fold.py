@@ -12,6 +12,7 @@ from tests.support.oracle_snapshot import Snapshot, cold, hot
 
 FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"}
 NOT_BROUGHT = "has not been brought"
+UNNAMED = "bug:record"
 ROLES = ((1, "customer"), (2, "repeat"), (4, "loyal"))
 
 
@@ -32,7 +33,7 @@ class Shard:
         self._fold(snapshot, decided)
 
     def _fold(self, snapshot: Snapshot, decided: Decided) -> None:
-        # what a poisonous event would have done is not known: it counts as not having happened
+        # what a poisonous record would have done is not known: it counts as not having happened
         poison = {
             row["src"]: row["payload"]["reason"]
             for row in snapshot.ledger
@@ -49,13 +50,13 @@ class Shard:
                 self._problems.append(
                     f"shard {self.shard} @{decision.src}: rules {newest} were seen, {self.version} were in force"
                 )
-            if isinstance(decision, Rejected):
+            if isinstance(decision, Rejected | Accepted) and decision.src in poison:
+                reason = poison[decision.src]
+                self.dead.append((reason, decision.src, "" if reason == UNNAMED else decision.user_id))
+            elif isinstance(decision, Rejected):
                 self.dead.append((decision.reason, decision.src, decision.user_id))
             elif isinstance(decision, Accepted):
-                if decision.src in poison:
-                    self.dead.append((poison[decision.src], decision.src, decision.user_id))
-                else:
-                    self._event(decision)
+                self._event(decision)
             else:
                 assert isinstance(decision, Moved)
         self._pass_ticks_before(reached + 1)

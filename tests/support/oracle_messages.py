@@ -12,12 +12,14 @@ from tests.support.oracle_snapshot import Snapshot
 TERMINAL = {"sent", "failed", "unknown", "suppressed", "held_out"}
 
 
-class _Reader:
+class Reader:
     """What the notifier may know of a user at one point of the feed."""
 
     def __init__(self) -> None:
         self.devices: dict[str, str] = {}
         self.consent: bool | None = None
+        self.home: int | None = None
+        self.added: set[int] = set()
 
     def takes(self, row: dict[str, Any]) -> None:
         payload = row["payload"]
@@ -29,6 +31,14 @@ class _Reader:
             self.devices.pop(payload["device_id"], None)
         elif row["kind"] == "consent_set" and "push" in payload:
             self.consent = payload["push"]
+        elif row["kind"] == "cohort_entered" and payload["relation"] == "default":
+            self.home = payload["city_id"]
+        elif row["kind"] == "cohort_exited" and payload["relation"] == "default" and payload["city_id"] == self.home:
+            self.home = None
+        elif row["kind"] == "cohort_entered" and payload["relation"] == "added":
+            self.added.add(payload["city_id"])
+        elif row["kind"] == "cohort_exited" and payload["relation"] == "added":
+            self.added.discard(payload["city_id"])
 
 
 def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list[str]:
@@ -52,10 +62,10 @@ def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list
 
 def _expected(snapshot: Snapshot, book: Book) -> dict[str, dict[str, Any]]:
     """Message id → the ledger row that asks for it, the campaign, and the user as the feed left them there."""
-    readers: dict[str, _Reader] = {}
+    readers: dict[str, Reader] = {}
     wanted: dict[str, dict[str, Any]] = {}
     for row in sorted(snapshot.ledger, key=lambda r: (r["shard"], r["seq"])):
-        reader = readers.setdefault(row["user_id"], _Reader())
+        reader = readers.setdefault(row["user_id"], Reader())
         reader.takes(row)
         for campaign in book.campaigns:
             trigger = campaign["trigger"]
@@ -67,7 +77,7 @@ def _expected(snapshot: Snapshot, book: Book) -> dict[str, dict[str, Any]]:
             ):
                 continue
             occurrence = f"{row['kind']}:{before or ''}>{after}:{row['occurred_at']}"
-            message_id = _message_id(campaign, row["user_id"], occurrence, row["occurred_at"])
+            message_id = message_id_of(campaign, row["user_id"], occurrence, row["occurred_at"])
             wanted.setdefault(
                 message_id,
                 {"row": row, "campaign": campaign, "devices": list(reader.devices.values()), "consent": reader.consent},
@@ -75,7 +85,7 @@ def _expected(snapshot: Snapshot, book: Book) -> dict[str, dict[str, Any]]:
     return wanted
 
 
-def _message_id(campaign: dict[str, Any], user_id: str, occurrence: str, at: int) -> str:
+def message_id_of(campaign: dict[str, Any], user_id: str, occurrence: str, at: int) -> str:
     text = "\x1f".join((campaign["id"], str(campaign.get("version", 1)), user_id, occurrence))
     moment = rfc3339(at)
     return f"{moment[2:4]}{moment[5:7]}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
@@ -90,8 +100,25 @@ def _judged(
     devices: list[str],
     consent: bool | None,
 ) -> list[str]:
+    found = verdict(message, book, salt, campaign, devices, consent, row["occurred_at"])
+    if (message["cause_seq"], message["cause_src"]) != (row["seq"], row["src"]):
+        found.append(f"message {message['message_id']} names {message['cause_seq']} as its cause, not {row['seq']}")
+    return found
+
+
+def verdict(
+    message: dict[str, Any],
+    book: Book,
+    salt: str,
+    campaign: dict[str, Any],
+    devices: list[str],
+    consent: bool | None,
+    occurred_at: int,
+    valid_until: int | None = None,
+) -> list[str]:
+    """Whether the message became what every gate, asked again, makes of it; `devices` are tokens, the newest last."""
     percent = 0.0 if campaign.get("safety") else campaign.get("holdout_percent", 0.0)
-    draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{row['user_id']}".encode(), digest_size=8).digest()
+    draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{message['user_id']}".encode(), digest_size=8).digest()
     should: tuple[str, str]
     if not campaign.get("enabled", True):
         should = ("suppressed", "paused")
@@ -99,8 +126,10 @@ def _judged(
         should = ("suppressed", "no_consent")
     elif not devices:
         should = ("suppressed", "no_device")
-    elif message["planned_at"] - row["occurred_at"] > campaign.get("freshness_seconds", 3600) * 1000:
+    elif message["planned_at"] - occurred_at > campaign.get("freshness_seconds", 3600) * 1000:
         should = ("suppressed", "stale")
+    elif valid_until is not None and message["planned_at"] >= valid_until:
+        should = ("suppressed", "expired")
     elif int.from_bytes(draw, "big") % 10_000 < round(percent * 100):
         should = ("held_out", "")
     else:
@@ -115,8 +144,6 @@ def _judged(
         found.append(f"message {message['message_id']} is {state} {reason}, should be {should}")
     if should[0] == "sent" and state == "sent" and message["attempts"] == 1 and message["token"] != devices[-1]:
         found.append(f"message {message['message_id']} went to {message['token']}, not to {devices[-1]}")
-    if (message["cause_seq"], message["cause_src"]) != (row["seq"], row["src"]):
-        found.append(f"message {message['message_id']} names {message['cause_seq']} as its cause, not {row['seq']}")
     return found
 
 
@@ -135,18 +162,27 @@ def _outcomes(snapshot: Snapshot) -> list[str]:
 
 
 def _arrived(snapshot: Snapshot, repeated_sends: int) -> list[str]:
-    """What was sent arrived, once; what was not, never."""
+    """What was sent arrived, once; what was not, never. Nothing arrived more often than it was attempted."""
     assert snapshot.pushes is not None
     arrived = Counter(p["data"].get("message_id") for p in snapshot.pushes)
+    shown = {(p["data"].get("message_id"), p["collapse_id"]) for p in snapshot.pushes}
     found = []
     for message in snapshot.messages:
+        if arrived[message["message_id"]] > message["attempts"]:
+            found.append(
+                f"message {message['message_id']} was attempted {message['attempts']} times and arrived more often"
+            )
+        shown.discard((message["message_id"], message["collapse_id"]))
         times = arrived.pop(message["message_id"], 0)
         if message["state"] == "sent" and times == 0:
             found.append(f"message {message['message_id']} is sent and never arrived")
-        elif message["state"] in ("suppressed", "held_out") and times:
-            found.append(f"message {message['message_id']} is {message['state']} and arrived {times} times")
+        elif message["state"] in ("suppressed", "held_out", "failed") and times:
+            found.append(f"message {message['message_id']} is {message['state']}, and arrived")
         elif times > 1:
             repeated_sends -= times - 1
     if repeated_sends < 0:
         found.append(f"pushes arrived more often than they may, by {-repeated_sends}")
+    found += [
+        f"a push of message {message_id} arrived under another collapse id, {under}" for message_id, under in shown
+    ]
     return found + [f"a push without a message arrived: {message_id}" for message_id in arrived]

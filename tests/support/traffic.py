@@ -118,11 +118,46 @@ class Traffic:
             await asyncio.sleep(max(0.0, began + self.posted / times / rate - time.monotonic()))
 
     @asynccontextmanager
-    async def during(self, rig: Rig, rate: float = 200.0) -> AsyncIterator[None]:
-        """Post while the block runs; a load that fails ends it."""
+    async def during(self, rig: Rig, rate: float = 200.0, storms: Storms | None = None) -> AsyncIterator[None]:
+        """Post while the block runs, alerts too; a load that fails ends it."""
         async with asyncio.TaskGroup() as group:
-            load = group.create_task(self.run(rig, 1e9, rate))
+            loads = [group.create_task(self.run(rig, 1e9, rate))]
+            if storms is not None:
+                loads.append(group.create_task(storms.run(rig)))
             try:
                 yield
             finally:
-                load.cancel()
+                for load in loads:
+                    load.cancel()
+
+
+class Storms:
+    """Alerts for the cities of `Traffic`. Some replace an earlier one, some two of them, so that chains are joined."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._seed = seed
+        self._count = 0
+
+    def alert(self, now: float) -> dict[str, Any]:
+        """The next alert, in the form of `POST /v1/context`."""
+        roll = self._random
+        earlier = [f"storm-{self._seed}-{number}" for number in range(max(0, self._count - 8), self._count)]
+        replaces = roll.sample(earlier, min(len(earlier), roll.choice([0, 0, 1, 2])))
+        self._count += 1
+        return {
+            "id": f"storm-{self._seed}-{self._count - 1}",
+            "kind": "alert",
+            "areas": [{"city": city} for city in roll.sample(CITIES, roll.randint(1, 3))],
+            "severity": roll.choice(["Extreme", "Severe", "Severe", "Minor"]),
+            "starts_at": instant(now),
+            "ends_at": instant(now + 3600),
+            "replaces": replaces,
+            "data": {"event": "Tornado Warning"},
+        }
+
+    async def run(self, rig: Rig, pause: float = 0.4) -> None:
+        """Post alerts for ever."""
+        while True:
+            await rig.alert(self.alert(time.time()))
+            await asyncio.sleep(pause)

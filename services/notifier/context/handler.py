@@ -28,6 +28,10 @@ _KNOWN = "SELECT alert_id, chain_id FROM notifier.alert_chain WHERE alert_id = A
 _ROOTS = (
     "SELECT alert_id, sent_at FROM notifier.alert_chain WHERE alert_id = ANY($1::text[]) ORDER BY sent_at, alert_id"
 )
+_JOIN_EVENTS = """
+UPDATE notifier.context_event e SET chain_id = $1 FROM notifier.alert_chain c
+WHERE c.chain_id = ANY($2::text[]) AND e.context_id = c.alert_id
+"""
 _JOIN = "UPDATE notifier.alert_chain SET chain_id = $1 WHERE chain_id = ANY($2::text[])"
 _LINK = """
 INSERT INTO notifier.alert_chain (alert_id, chain_id, sent_at)
@@ -138,7 +142,7 @@ class ContextHandler:
 
 
 async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:
-    """The chain an alert belongs to and when that began; chains it refers to become one.
+    """The chain an alert belongs to and when that began; chains it refers to become one, the oldest.
 
     Ids that were only referred to belong to the chain too: a feed of active alerts no longer holds the
     alerts that were replaced, but two updates of the same one are one chain all the same.
@@ -149,8 +153,9 @@ async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:
     if chains:
         roots = await connection.fetch(_ROOTS, list(chains))
         chain_id: str = roots[0]["alert_id"]
-        if len(chains) > 1:
-            await connection.execute(_JOIN, chain_id, [c for c in chains if c != chain_id])
+        if absorbed := [c for c in chains if c != chain_id]:
+            await connection.execute(_JOIN_EVENTS, chain_id, absorbed)
+            await connection.execute(_JOIN, chain_id, absorbed)
     else:
         chain_id = min(zip(sent, ids, strict=True), key=lambda pair: (pair[0] <= 0, pair))[1]
     await connection.execute(_LINK, ids, chain_id, sent)

@@ -41,7 +41,8 @@ class Occurrence(msgspec.Struct, frozen=True):
     `id` names it within the campaign and is the same however often it is replayed. `valid_until` is the
     instant after which the message would be false (None: never). `collapse` names what is shown on the
     phone: a later message with the same one replaces it (default: `id`). `began_at` is the same for every
-    message of a chain of alerts, so that all find the one message id (default: `occurred_at`).
+    message of a chain of alerts, so that all find the one message id (default: `occurred_at`). `joined` are
+    the (id, began_at) of occurrences that turned out to be this one after messages may have been made of them.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Occurrence(msgspec.Struct, frozen=True):
     variables: dict[str, Any] = {}
     collapse: str = ""
     began_at: int = 0
+    joined: tuple[tuple[str, int], ...] = ()
 
 
 def matches(trigger: Trigger, row: FeedRow) -> bool:

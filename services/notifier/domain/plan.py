@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from services.notifier.domain import gates
 from services.notifier.domain.campaign import Occurrence
@@ -112,6 +113,12 @@ def message_id_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> s
     """The same for the same occurrence, so that the ledger holds one message at most."""
     month = month_of(occurrence.began_at or occurrence.occurred_at)
     return push_message_id(month, campaign.id, campaign.version, user_id, occurrence.id)
+
+
+def joined_ids_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> tuple[str, ...]:
+    """Under which other ids the user may have been told of it already, because of what the occurrence joined."""
+    earlier = (replace(occurrence, id=name, began_at=began_at) for name, began_at in occurrence.joined)
+    return tuple(message_id_of(campaign, user_id, one) for one in earlier)
 
 
 def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:
