@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from services.notifier.context import handler
+from services.notifier.context.alerts import Alert, Verdict
 from services.notifier.context.intake import ContextRecord, encode_context
 from shared.contracts.topics import Topic
 from shared.kafka.sender import Record
@@ -272,3 +274,23 @@ async def test_a_run_over_many_pages_goes_on_after_a_restart(site: Site, monkeyp
         await _expanded(site, running, 1)
     assert sorted(p.token for p in phones.pushes) == sorted(f"t-{u}" for u in users)
     assert await site.pool.fetchval("SELECT sum(planned) FROM notifier.run_shard") == 40
+
+
+async def test_a_record_that_makes_the_code_fail_is_set_aside(site: Site, monkeypatch: Any) -> None:
+    """It would come again after every restart; the alerts behind it concern people who wait for them."""
+    judged = handler.verdict
+
+    def failing(alert: Alert, *others: Any) -> Verdict:
+        if alert.id == "poison":
+            raise ZeroDivisionError
+        return judged(alert, *others)
+
+    monkeypatch.setattr(handler, "verdict", failing)
+    phones, told = Phones(), Told(site)
+    (user,) = users_of(0, 1)
+    await _member(site, told, 0, user, NEW_YORK)
+    await _post(site, *(_alert(site, name, NEW_YORK) for name in ("a1", "poison", "a2")))
+    async with site.notifier(phones, context=True) as running:
+        await _expanded(site, running, 2)
+    assert set(await _verdicts(site)) == {"a1", "a2"}
+    assert len(phones.pushes) == 2

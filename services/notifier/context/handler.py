@@ -21,6 +21,7 @@ from shared.data.shard_owner import Owner, Position
 from shared.gazetteer import Gazetteer
 from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.shard_consumer import Polled
+from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, iso
 from shared.process.metrics import ALERTS
 
@@ -51,6 +52,8 @@ _RUN_SHARDS = (
     "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
 )
 
+_ASIDE = "set_aside"
+
 
 class ContextHandler:
     """The worker of a `FencedReader` on `context.events.v1`; `reader` is set by the composition root."""
@@ -62,6 +65,7 @@ class ContextHandler:
     ) -> None:
         self._book, self._gazetteer, self._clock, self._shards = book, gazetteer, clock, shards
         self._made_run = made_run
+        self._suspects = Suspects()
 
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
         return
@@ -70,16 +74,29 @@ class ContextHandler:
         return
 
     def drop(self) -> None:
-        return
+        self._suspects.release()
 
     async def idle(self) -> None:
         return
 
     def suspect(self, error: Exception) -> None:
-        return
+        self._suspects.failed()
 
     async def handle(self, polled: Polled) -> None:
-        records = [(r.offset, decode_context(r.value or b"")) for several in polled.records.values() for r in several]
+        for piece in self._suspects.pieces(polled):
+            await self._apply_all(piece)
+
+    async def _apply_all(self, polled: Polled) -> None:
+        decoded = {
+            shard: [decode_context(r.value or b"") for r in several] for shard, several in polled.records.items()
+        }
+        self._suspects.trying(polled)
+        self._suspects.replace(polled, decoded, _set_aside)
+        records = [
+            (r.offset, record)
+            for shard, several in polled.records.items()
+            for r, record in zip(several, decoded[shard], strict=True)
+        ]
         positions: dict[int, Position] = {}
         for shard, next_offset in polled.positions.items():
             several = polled.records.get(shard, [])
@@ -98,7 +115,10 @@ class ContextHandler:
             self._made_run()
 
     async def _apply(self, connection: Connection, record: ContextRecord, log_id: str, offset: int) -> str:
-        """One context event; its verdict, `repeat` when it was there already, `unreadable` when it is none."""
+        """One context event; its verdict, `repeat` when it was there already, `unreadable` when it is none, or one that
+        was set aside."""
+        if record.kind == _ASIDE:
+            return "unreadable"
         alert = read(record, self._gazetteer)
         if not isinstance(alert, Alert):
             return "unreadable"
@@ -182,3 +202,8 @@ def _facts(alert: Alert) -> dict[str, Any]:
         "area": alert.area or None,
         "ends_at": iso(valid_until(alert)),
     }
+
+
+def _set_aside(record: ContextRecord) -> ContextRecord:
+    """What stands in for a record that makes the code fail: it is in the topic and in the log, and does nothing."""
+    return msgspec.structs.replace(record, kind=_ASIDE)
