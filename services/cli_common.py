@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import asyncpg
 import typer
@@ -18,6 +18,9 @@ from services.local.home import Home
 from services.local.program import LocalError
 from shared.contracts.topics import Names
 from shared.process.errors import Fatal, Transient
+
+if TYPE_CHECKING:
+    from shared.kafka.log_reader import LogReader
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,6 +81,18 @@ class Target:
         self.kafka = str(status["kafka"])
         self.names = Names(str(status.get("prefix", "")))
         self.shards = int(status.get("shards", 32))
+
+    @asynccontextmanager
+    async def log(self) -> AsyncIterator[LogReader]:
+        """A reader of the installation's topics."""
+        from shared.kafka.log_reader import LogReader
+
+        reader = LogReader(self.kafka)
+        await reader.start()
+        try:
+            yield reader
+        finally:
+            await reader.stop()
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:

@@ -1,4 +1,4 @@
-"""Commands that follow what happened: one user's road, refused events, lost records, a restored database."""
+"""Commands that follow what happened: one user's road, refused events, lost records, a restored or lost database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command
+from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command, say
 from services.local import trail
 from services.local.program import LocalError
 from shared.contracts.identifiers import shard_of
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("follow")(follow)
     app.command("repair")(repair)
     app.command("restore")(restore)
+    app.command("rebuild")(rebuild)
     app.add_typer(dlq, name="dlq")
 
 
@@ -68,20 +69,38 @@ async def repair(
 
 @command
 async def restore(home: HomeOption = DEFAULT_HOME) -> None:
-    """After the database was restored to an older state: number on behind what readers have already seen."""
+    """After the database was restored to an older state, before the services start: put back the messages sent since
+    then, and number on behind what readers have already seen."""
     from services.local import restoring
-    from shared.kafka.log_reader import LogReader
 
     target = Target(home)
-    reader = LogReader(target.kafka)
-    await reader.start()
-    try:
-        async with target.database() as connection:
-            raised = await restoring.restore(connection, reader, target.names, target.shards)
-    finally:
-        await reader.stop()
+    async with target.log() as reader, target.database() as connection:
+        if await restoring.running(connection):
+            say("services are running: what they planned on the old state may have been sent again; stop them first")
+        raised = await restoring.restore(connection, reader, target.names, target.shards, say)
     for line in raised or ["no shard has an owner yet: there is nothing to restore"]:
         typer.echo(line)
+
+
+@command
+async def rebuild(
+    first: Annotated[int, typer.Option("--from", min=0, help="First shard: go on where an interrupted run ended.")] = 0,
+    only: Annotated[int | None, typer.Option("--shard", min=0, help="This shard alone.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make the notifier's recipients anew from the segmenter's users, where the feed has lost what they consist of.
+
+    The notifier may run; it goes on behind the last change copied. Changes it had not read until then push to nobody.
+    """
+    from services.local import rebuilding
+
+    target = Target(home)
+    shards = [only] if only is not None else list(range(first, target.shards))
+    if not shards or shards[-1] >= target.shards:
+        raise LocalError(f"this installation has the shards 0 to {target.shards - 1}")
+    async with target.log() as reader:
+        await rebuilding.rebuild(target.dsn, reader, target.names, shards, say)
+    typer.echo(f"rebuilt: {len(shards)} of {target.shards} shards")
 
 
 @dlq.command("list")
@@ -114,18 +133,12 @@ async def show_letter(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Show one raw event, with its values masked."""
-    from shared.kafka.log_reader import LogReader
-
     target = Target(home)
-    reader = LogReader(target.kafka)
-    await reader.start()
-    try:
+    async with target.log() as reader:
         topic = target.names.topic(Topic.RAW)
         if partition >= await reader.partitions(topic):
             raise LocalError(f"{topic} has no partition {partition}")
         record = (await reader.at(topic, {partition: offset}))[partition]
-    finally:
-        await reader.stop()
     if record is None:
         raise LocalError(f"{topic} {partition} holds no record {offset} (any more)")
     headers = {name: value.decode(errors="replace") for name, value in record.headers}

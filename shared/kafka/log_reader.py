@@ -1,9 +1,10 @@
-"""What stands at an offset, and what stands last, in a partition — asked by hand, outside any group."""
+"""What stands at an offset, what stands last, and what stands behind an offset in a partition — asked by hand,
+outside any group."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 _LOOK_BACK = (1, 64, 4096)
 """How far before the end the last record is looked for: aborted transactions leave holes."""
+_PAGE = 5000
 
 
 class LogReader:
@@ -87,12 +89,50 @@ class LogReader:
         async with self._turn:
             return await self._guard(self._starts(topic, partitions))
 
-    async def _guard(self, work: Awaitable[T]) -> T:
+    async def behind(self, topic: str, offsets: Mapping[int, int]) -> AsyncIterator[list[InRecord]]:
+        """Every record from each partition's offset up to its end, in pages; the order holds within a partition.
+
+        The offsets lie between start and end. Nothing else can be asked before the last page was taken.
+        """
+        async with self._turn:
+            waiting = {TopicPartition(topic, p) for p in offsets}
+            if waiting:
+                self._assign(topic, offsets)
+            try:
+                while waiting:
+                    page, waiting = await self._heard(self._page(waiting))
+                    if page:
+                        yield page
+            finally:
+                if self._consumer is not None:
+                    self._consumer.unsubscribe()
+
+    async def _page(self, waiting: set[TopicPartition]) -> tuple[list[InRecord], set[TopicPartition]]:
+        """Some of the records that follow, and the partitions whose end is not reached; waits until there is news."""
+        consumer = self._consumer
+        assert consumer is not None
+        while True:
+            found = await consumer.getmany(*waiting, timeout_ms=50, max_records=_PAGE)
+            left = {tp for tp in waiting if not await self._at_end(consumer, tp)}
+            page = [record for records in found.values() for record in records]
+            if page or left != waiting:
+                return page, left
+
+    @staticmethod
+    async def _at_end(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bool:
+        highwater, polled = consumer.highwater(tp), consumer.last_poll_timestamp(tp)
+        return highwater is not None and polled is not None and await consumer.position(tp) >= highwater
+
+    async def _heard(self, work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout):
                 return await work
         except (KafkaError, TimeoutError, AssertionError) as error:
             raise Transient(f"kafka: {type(error).__name__}: {error}") from error
+
+    async def _guard(self, work: Awaitable[T]) -> T:
+        try:
+            return await self._heard(work)
         finally:
             if self._consumer is not None:
                 self._consumer.unsubscribe()  # an assigned consumer goes on fetching
@@ -137,12 +177,7 @@ class LogReader:
                 if records:
                     answer[tp.partition] = records[-1]
             for tp in list(waiting):
-                highwater = consumer.highwater(tp)
-                polled = consumer.last_poll_timestamp(tp)
-                position = await consumer.position(tp)
-                if tp.partition in out_of_range or (
-                    highwater is not None and polled is not None and position >= highwater
-                ):
+                if tp.partition in out_of_range or await self._at_end(consumer, tp):
                     waiting.discard(tp)
             if waiting and monotonic() - asked > self._timeout:
                 raise TimeoutError(f"{topic}: no answer for partitions {[tp.partition for tp in waiting]}")

@@ -204,7 +204,7 @@ async def test_after_a_restore_numbers_go_on_behind_what_readers_saw(
     reader = LogReader(kafka)
     await reader.start()
     try:
-        assert len(await restoring.restore(connection, reader, names, 2)) == 1
+        assert len(await restoring.restore(connection, reader, names, 2, print)) == 1
     finally:
         await reader.stop()
     row = await connection.fetchrow("SELECT gen, next_seq, epoch FROM spine.shard_owner WHERE service = 'segmenter'")
