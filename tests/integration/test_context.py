@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from services.notifier.context import handler
-from services.notifier.context.alerts import Alert, Verdict
+from services.notifier.context.alerts import Alert, Verdict, verdict
 from services.notifier.context.intake import ContextRecord, encode_context
 from shared.contracts.topics import Topic
 from shared.kafka.sender import Record
@@ -278,12 +278,11 @@ async def test_a_run_over_many_pages_goes_on_after_a_restart(site: Site, monkeyp
 
 async def test_a_record_that_makes_the_code_fail_is_set_aside(site: Site, monkeypatch: Any) -> None:
     """It would come again after every restart; the alerts behind it concern people who wait for them."""
-    judged = handler.verdict
 
     def failing(alert: Alert, *others: Any) -> Verdict:
         if alert.id == "poison":
             raise ZeroDivisionError
-        return judged(alert, *others)
+        return verdict(alert, *others)
 
     monkeypatch.setattr(handler, "verdict", failing)
     phones, told = Phones(), Told(site)
