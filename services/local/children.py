@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from services.local.program import Program
@@ -26,7 +26,7 @@ class Children:
     """The services, in the order they stop; they start in reverse.
 
     That is the order of the road: what sends stops before what receives, so that the last events still arrive.
-    `changed` is called after every start and end.
+    `changed` is called after every start and end, `mourn` with the pid of a process that ended unasked.
     """
 
     def __init__(
@@ -36,12 +36,14 @@ class Children:
         logs: Path,
         say: Say,
         changed: Callable[[], None] = lambda: None,
+        mourn: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._programs = {
             name: Program(name, argv, log=logs / f"{name}.log", env=env) for name, argv in commands.items()
         }
         self._say = say
         self._changed = changed
+        self._mourn = mourn
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self.restarts = dict.fromkeys(commands, 0)
         self.longest_pause_seconds = LONGEST_PAUSE_SECONDS
@@ -84,7 +86,7 @@ class Children:
         loop = asyncio.get_running_loop()
         attempt = 0
         while True:
-            began = loop.time()
+            began, pid = loop.time(), program.pid
             code = await program.wait()
             self._changed()
             attempt = 0 if loop.time() - began > SETTLED_SECONDS else attempt
@@ -96,6 +98,8 @@ class Children:
                 f"{program.name} ended ({ending(code)}); starting it again in {pause:g} s"
                 + (f" — {last}" if last else "")
             )
+            if self._mourn is not None and pid is not None:
+                await self._mourn(pid)
             await asyncio.sleep(pause)
             await program.start()
             self._changed()

@@ -37,7 +37,9 @@ def environment(
     }
     env |= {f"PERENNIAL_{name.upper()}_PORT": str(port + OFFSETS[name]) for name in OFFSETS if name != "kafka"}
     if quick_groups:
-        # The embedded broker lets a group begin only after half a session, so a long one is a slow start.
+        # The embedded broker keeps a static member waiting without counting that as contact, and gives it up meanwhile.
+        env["PERENNIAL_INSTANCE"] = ""
+        # It lets whoever joins wait for half a session, so a long one is a slow start.
         for name in ("INGEST", "SEGMENTER", "NOTIFIER"):
             env.setdefault(f"PERENNIAL_{name}_SESSION_SECONDS", "6")
     if sandbox:

@@ -13,13 +13,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import asyncpg
 
-from services.local import definitions, keys, migrate, topics
+from services.local import definitions, groups, keys, migrate, topics
 from services.local.apache import ApacheKafka
 from services.local.broker import EmbeddedBroker
 from services.local.children import Children, Say, ending, pause_seconds
@@ -184,6 +185,7 @@ class Installation:
     async def start_services(self, stack: AsyncExitStack) -> None:
         names = [name for name in SERVICES if name != "sandbox" or self.options.sandbox]
         commands = self.options.commands or {name: [sys.executable, "-m", SERVICES[name]] for name in names}
+        embedded = isinstance(self.broker, EmbeddedBroker)
         env = environment(
             self.home,
             kafka=self.kafka,
@@ -193,9 +195,10 @@ class Installation:
             prefix=self.options.names.prefix,
             sandbox=self.options.sandbox,
             dev=self.options.dev,
-            quick_groups=isinstance(self.broker, EmbeddedBroker),
+            quick_groups=embedded,
         )
-        self.children = Children(commands, env, self.home.logs, self.say, self.changed)
+        mourn = partial(groups.dismiss, self.kafka, self.options.names) if embedded else None
+        self.children = Children(commands, env, self.home.logs, self.say, self.changed, mourn)
         stack.push_async_callback(self.children.stop)
         await self.children.start()
         stack.push_async_callback(self._stop_watching)

@@ -34,6 +34,7 @@ from shared.process.retry import backoff_seconds
 log = logging.getLogger("perennial.owner")
 
 _MOST_BUGS_IN_A_ROW = 12
+_BEATS_IN_A_SESSION = 10
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ class FencedReader:
         self._heartbeat = heartbeat_seconds
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._generation = -1
+        self._failed: Exception | None = None
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
@@ -96,9 +98,12 @@ class FencedReader:
         attempt = bugs = 0
         while True:
             self._health.beat(self._service)
+            started = monotonic()
             try:
                 if self._generation != self._consumer.generation:
                     await self._take_over()
+                elif self._failed is not None:
+                    raise self._failed
                 await self._round()
                 attempt = bugs = 0
                 continue
@@ -111,7 +116,7 @@ class FencedReader:
                 FENCED.labels(self._service).inc()
                 log.warning("%s", error)
                 # still assigned perhaps: the other one may be a zombie, whose session has to end first
-                wait = 2 * self._heartbeat * (1 + backoff_seconds(0, 1.0))
+                wait = self._yielding()
             except Transient as error:
                 TRANSIENT.labels(self._service).inc()
                 log.warning("%s", error)
@@ -130,7 +135,13 @@ class FencedReader:
                 wait = backoff_seconds(attempt)
             attempt += 1
             self._let_go()
+            if monotonic() - started > _BEATS_IN_A_SESSION * self._heartbeat:
+                # we may be the zombie: the group has to tell us before we take what is another's by now
+                wait = max(wait, self._yielding())
             await asyncio.sleep(wait)
+
+    def _yielding(self) -> float:
+        return 2 * self._heartbeat * (1 + backoff_seconds(0, 1.0))
 
     async def commit(
         self,
@@ -166,9 +177,9 @@ class FencedReader:
                     self.shards[shard].position = positions.get(shard, self.shards[shard].position)
         BATCH_SECONDS.labels(self._service).observe(monotonic() - started)
 
-    def doubt(self) -> None:
-        """A commit made outside `run` failed: have `run` acquire everything anew."""
-        self._generation = -1
+    def doubt(self, error: Exception) -> None:
+        """A commit made outside `run` failed: have `run` do what it does when its own fails."""
+        self._failed = error
 
     def advanced(self, shard: int, last: InRecord | None, next_offset: int, **numbers: int) -> Position:
         """The shard's position behind `last` (None: nothing but holes was read)."""
@@ -212,7 +223,7 @@ class FencedReader:
                 self._consumer.seek(shard, max(one.position.next_offset, starts[shard]))
             self.shards = owned
             await self._worker.taken()
-        self._generation = generation
+        self._generation, self._failed = generation, None
         OWNED_SHARDS.labels(self._service).set(len(self.shards))
         if self.shards:
             self._health.ready()
@@ -252,15 +263,3 @@ class FencedReader:
             await self._worker.handle(polled)
         await self._worker.idle()
         self._consumer.show({shard: one.position.next_offset for shard, one in self.shards.items()})
-
-
-def batches(polled: Polled, most: int) -> Iterable[Polled]:
-    """One poll in pieces of at most `most` records; used to find the one record that fails."""
-    for shard, records in polled.records.items():
-        for start in range(0, len(records), most):
-            piece = records[start : start + most]
-            behind = records[start + most].offset if start + most < len(records) else polled.positions[shard]
-            yield Polled({shard: piece}, {shard: behind})
-    empty = {s: p for s, p in polled.positions.items() if s not in polled.records}
-    if empty:
-        yield Polled({}, empty)

@@ -8,6 +8,7 @@ over records fetched before a seek.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -41,6 +42,11 @@ class Polled(NamedTuple):
     positions: dict[int, int]
 
 
+def client_id(pid: int) -> str:
+    """What the consumers of a process are known by at the broker."""
+    return f"perennial-{pid}"
+
+
 class ShardConsumer:
     def __init__(
         self,
@@ -55,6 +61,7 @@ class ShardConsumer:
     ) -> None:
         self.topic = topic
         self.generation = 0
+        self._given_up = False
         self._positions: dict[int, int] = {}
         self._shown_at = 0.0
         self._showing: asyncio.Task[None] | None = None
@@ -62,6 +69,7 @@ class ShardConsumer:
         self._consumer: AIOKafkaConsumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
+            client_id=client_id(os.getpid()),
             # a static member that is back within its session takes its shards over at once
             group_instance_id=f"{group}.{instance}" if instance else None,
             enable_auto_commit=False,
@@ -92,7 +100,14 @@ class ShardConsumer:
         await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
 
     def assigned(self) -> frozenset[int]:
-        return frozenset(tp.partition for tp in self._consumer.assignment())
+        """What the group gave us last. While it is rebalanced that is served on, but not if it had given us up: then
+        others serve it already."""
+        return frozenset() if self._given_up else frozenset(tp.partition for tp in self._consumer.assignment())
+
+    def reassigned(self, *, revoked: bool) -> None:
+        self.generation += 1
+        # aiokafka tells nobody that the group gave a member up; it only forgets the id the member was known by
+        self._given_up = revoked and not self._consumer._coordinator.member_id  # noqa: SLF001
 
     def seek(self, shard: int, offset: int) -> None:
         """Read `shard` from `offset` on. `Reassigned` if it is no longer assigned."""
@@ -184,7 +199,7 @@ class _Marks(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        self._consumer.generation += 1
+        self._consumer.reassigned(revoked=True)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._consumer.generation += 1
+        self._consumer.reassigned(revoked=False)

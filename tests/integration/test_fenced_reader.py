@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from shared.data import shard_owner
 from shared.data.db import Connection, connect_pool, transaction
 from shared.data.shard_owner import Owner, Position
 from shared.kafka import fenced_reader
-from shared.kafka.fenced_reader import FencedReader, OwnedShard, batches
+from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.sender import Record
 from shared.kafka.shard_consumer import Polled, Reassigned
 from shared.process.errors import Fenced, LogReplaced, Transient
@@ -37,9 +38,10 @@ class Counting(Running):
         self.in_handle: Any = None
         self.suspected: list[Exception] = []
         self.dropped = 0
+        self.took: list[float] = []
 
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
-        return
+        self.took.append(time.monotonic())
 
     async def taken(self) -> None:
         return
@@ -180,6 +182,36 @@ async def test_whoever_is_fenced_but_still_assigned_takes_over_again(site: Site)
             await _applied(site, 6)
         worker.check()
     assert fenced == [1]
+
+
+@pytest.mark.parametrize(("what", "waits"), [("a bad moment", False), ("a long sleep", True), ("a late write", True)])
+async def test_who_may_have_been_replaced_waits_before_it_takes_its_shards_back(
+    site: Site, what: str, waits: bool
+) -> None:
+    """The group tells a member that was given up within a heartbeat or two: until then it would rob its successor."""
+    await _write(site, 0, 6)
+    async with _counting(site) as worker:
+        worker.reader._heartbeat = 0.1
+        failed: list[float] = []
+
+        async def fail(_: Polled) -> None:
+            if failed:
+                return
+            if what == "a late write":  # of a task of its own, beside this one
+                worker.reader.doubt(Fenced([0]))
+            else:
+                await asyncio.sleep(1.1 if what == "a long sleep" else 0)
+            failed.append(time.monotonic())
+            if what != "a late write":
+                raise Transient(what)
+
+        worker.in_handle = fail
+        with counted(FENCED, "test") as fenced:
+            worker.add(worker.reader.run())
+            await _applied(site, 6)
+        worker.check()
+    assert fenced == [1 if what == "a late write" else 0]
+    assert (worker.took[1] - failed[0] >= 0.3) == waits
 
 
 async def test_a_lost_answer_to_commit_doubles_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,17 +411,3 @@ async def test_commits_of_several_tasks_queue_and_stop_with_the_shards(site: Sit
         for found in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(found, Reassigned)
     assert len(await _seen(site)) == 20
-
-
-def test_one_poll_in_pieces_loses_neither_records_nor_holes() -> None:
-    class At:
-        def __init__(self, offset: int) -> None:
-            self.offset = offset
-
-    records: Any = [At(3), At(4), At(9)]
-    lone: Any = [At(0)]
-    polled = Polled({0: records, 1: lone}, {0: 12, 1: 1, 2: 7})
-    found = [
-        ({s: [r.offset for r in several] for s, several in p.records.items()}, p.positions) for p in batches(polled, 1)
-    ]
-    assert found == [({0: [3]}, {0: 4}), ({0: [4]}, {0: 9}), ({0: [9]}, {0: 12}), ({1: [0]}, {1: 1}), ({}, {2: 7})]

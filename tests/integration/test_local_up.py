@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from services.local import doctor
+from services.local.children import Children
 from services.local.up import SERVICES
 from tests.support.ports import free_base
 
@@ -154,6 +155,26 @@ async def test_a_child_that_dies_is_started_again_and_said(home: Path) -> None:
         assert {name: pid for name, pid in after.items() if name != "ingest"} == {
             name: pid for name, pid in before.items() if name != "ingest"
         }
+
+
+async def test_a_child_is_mourned_before_its_successor_starts(tmp_path: Path) -> None:
+    """The broker has to hear that the member is dead before another one asks for its shards."""
+    mourned: list[tuple[int, bool]] = []
+
+    async def mourn(pid: int) -> None:
+        mourned.append((pid, children.program("one").pid is None))
+
+    commands = {"one": [sys.executable, "-c", "import time; time.sleep(60)"]}
+    children = Children(commands, dict(os.environ), tmp_path, lambda _: None, mourn=mourn)
+    await children.start()
+    try:
+        pid = children.pids()["one"]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: children.pids()["one"] not in (None, pid), "a successor")
+    finally:
+        await children.stop()
+    assert mourned == [(pid, True)], "one that is stopped on purpose has left by itself"
 
 
 async def test_a_dead_broker_is_a_new_log_and_the_services_meet_it_only_then(home: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
+from services.local import groups
 from shared.contracts.topics import Topic
 from shared.kafka.sender import Record
 from shared.kafka.shard_consumer import Reassigned, ShardConsumer
@@ -86,6 +89,35 @@ async def test_members_share_the_shards_and_a_rebalance_voids_what_was_fetched(
     with pytest.raises(Reassigned):
         await one.fetch([lost], timeout_ms=50, max_records=5)
     assert one.at_end(lost, 0) == (False, 0)
+
+
+async def test_a_member_that_was_given_up_serves_nothing_until_it_is_given_shards_anew(any_site: Site) -> None:
+    """Others serve them by then. A rebalance among living members is no reason to stop."""
+    site, seen = any_site, list[tuple[bool, frozenset[int]]]()
+    every = frozenset(range(SHARDS))
+    one = ShardConsumer(site.kafka, site.topic(Topic.EVENTS), site.names.group("segmenter"), session_timeout_ms=6000)
+    told = one.reassigned
+
+    def note(*, revoked: bool) -> None:
+        told(revoked=revoked)
+        seen.append((revoked, one.assigned()))
+
+    one.reassigned = note  # type: ignore[method-assign]
+    await one.start()
+    try:
+        await _all(one)
+        await groups.dismiss(site.kafka, site.names, os.getpid() + 1)
+        one._consumer._coordinator.request_rejoin()
+
+        async def times(count: int) -> bool:
+            return len(seen) >= count
+
+        await until(partial(times, 4), 40)
+        await groups.dismiss(site.kafka, site.names, os.getpid())
+        await until(partial(times, 6), 40)
+    finally:
+        await one.stop()
+    assert seen[1:] == [(False, every), (True, every), (False, every), (True, frozenset()), (False, every)]
 
 
 async def test_a_position_outside_the_log_is_fatal(any_site: Site, request: pytest.FixtureRequest) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.local import children
@@ -51,8 +52,11 @@ SELECT coalesce(string_agg(problem, '; '), '') FROM (
     SELECT 'message ' || message_id || ' is ' || state FROM notifier.message WHERE state IN ('intent', 'attempted')
     UNION ALL
     SELECT 'rules walk of ' || shard FROM segmenter.shard_time WHERE rules_cursor IS NOT NULL
+    UNION ALL
+    SELECT 'run ' || run_id || ' is not expanded over ' || shard FROM notifier.run_shard WHERE NOT done
 ) AS open
 """
+_JUDGED = "SELECT coalesce(max(last_offset), -1) FROM spine.shard_position WHERE service = 'context'"
 _APPLIED = "SELECT shard, last_src FROM spine.shard_position WHERE service = 'segmenter'"
 
 
@@ -109,9 +113,14 @@ class Rig:
         os.kill(pid, signal.SIGCONT)
         self._stopped.discard(pid)
 
-    def stopped(self, pid: int) -> None:
-        """A process will stop itself at its crash point: thaw it at the end as well."""
+    async def frozen(self, pid: int, seconds: float = 40) -> None:
+        """Wait until a process has stopped itself at its crash point; thawed at the end at the latest."""
         self._stopped.add(pid)
+
+        async def running() -> str:
+            return "" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else f"{pid} has not stopped itself"
+
+        await eventually(running, seconds)
 
     def thaw(self) -> None:
         for pid in list(self._stopped):
@@ -182,7 +191,7 @@ class Rig:
             p for p in range(self.installation.options.port + 30 + self._extra, 65_000) if p % 50 > 29 and is_free(p)
         )
         told = {**self.installation.children.program(name).env, f"PERENNIAL_{name.upper()}_PORT": str(port)}
-        told |= {"PERENNIAL_INSTANCE": f"second-{self._extra}", **env}
+        told |= {"PERENNIAL_INSTANCE": told["PERENNIAL_INSTANCE"] and f"second-{self._extra}", **env}
         argv = [sys.executable, "-m", SERVICES[name]]
         program = Program(f"{name}-{self._extra + 1}", argv, env=told, log=self.installation.home.logs / f"{name}2.log")
         await program.start()
@@ -237,6 +246,23 @@ class Rig:
             await asyncio.sleep(0.25)
         raise AssertionError("the gateway took nothing")
 
+    async def alert(self, body: Mapping[str, Any], attempts: int = 80) -> None:
+        """Post an alert until it is taken; a service that died after taking it is given it again."""
+        for _ in range(attempts):
+            try:
+                async with self._http.post(
+                    self.status["notifier"] + "/v1/context",
+                    json=body,
+                    headers={"Authorization": f"Bearer {self.status['admin_key']}"},
+                ) as answer:
+                    if answer.status == 202:
+                        return
+                    assert answer.status in (500, 503), f"{answer.status}: {await answer.text()}"
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(0.25)
+        raise AssertionError("the notifier took no alert")
+
     async def metric(self, url: str, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`, as a process at `url` tells it."""
         try:
@@ -259,8 +285,10 @@ class Rig:
     # The end.
 
     async def drained(self, seconds: float = 60) -> None:
-        """Wait until every raw record is applied and everything that follows from it was sent."""
+        """Wait until every raw record is applied, every alert judged, and everything that follows from them was sent."""
         topic = self.status["prefix"] + Topic.RAW.value
+        context = self.status["prefix"] + Topic.CONTEXT.value
+        posted = (await oracle_topics.ends(self.status["kafka"], context, 1))[0] - 1
 
         async def ends() -> dict[int, int]:
             self._ends = await oracle_topics.ends(self.status["kafka"], topic, self.status["shards"], self._ends)
@@ -275,6 +303,8 @@ class Rig:
                 behind = {s: (applied.get(s, -1), end - 1) for s, end in raw.items() if applied.get(s, -1) < end - 1}
                 if behind:
                     return f"raw records are not applied, shard: (applied, last) {behind}"
+                if (judged := await connection.fetchval(_JUDGED)) < posted:
+                    return f"alerts are judged up to {judged} of {posted}"
                 problem = str(await connection.fetchval(_LAGGING))
                 if problem:
                     return problem

@@ -37,10 +37,10 @@ from shared.contracts.topics import SPECS, Names, Topic
 from shared.data.control import RulesBook
 from shared.data.db import Pool, transaction
 from shared.data.ledger import LedgerRow, prepare_partitions
-from shared.data.shard_owner import advance_relayed
 from shared.gazetteer import load as load_gazetteer
 from shared.kafka.fenced_reader import FencedReader, Worker
 from shared.kafka.log_reader import LogReader
+from shared.kafka.owning import noting
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Record, Sender
 from shared.kafka.shard_consumer import ShardConsumer
@@ -333,18 +333,11 @@ class Site:
             heartbeat_seconds=0.05,
         )
 
-    def _note(self, service: str) -> Callable[[Mapping[int, int]], Awaitable[None]]:
-        async def note(seqs: Mapping[int, int]) -> None:
-            async with transaction(self.pool) as connection:
-                await advance_relayed(connection, service, seqs)
-
-        return note
-
     @asynccontextmanager
     async def segmenter(self, *, sender: Sender | None = None, batch: int = 20_000) -> AsyncIterator[Segmenting]:
         running = Segmenting()
         publisher = Publisher(self.names)
-        running.relay = Relay("segmenter", sender or self.sender, publisher.row, self._note("segmenter"))
+        running.relay = Relay("segmenter", sender or self.sender, publisher.row, noting(self.pool, "segmenter"))
         running.segmenter = Segmenter(self.pool, RulesBook(), running.relay, publisher, self.clock, most_cached=100_000)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(running.relay.stop)
@@ -365,7 +358,9 @@ class Site:
         running.book = CampaignBook(self.pool, RulesBook())
         await running.book.refresh()
         async with AsyncExitStack() as stack:
-            running.relay = Relay("notifier", self.sender, OutcomePublisher(self.names).row, self._note("notifier"))
+            running.relay = Relay(
+                "notifier", self.sender, OutcomePublisher(self.names).row, noting(self.pool, "notifier")
+            )
             stack.push_async_callback(running.relay.stop)
             running.dispatcher = Dispatcher(
                 pool=self.pool, book=running.book, transport=phones, relay=running.relay, clock=self.clock, most=10

@@ -87,6 +87,11 @@ def test_children_are_told_where_everything_is(tmp_path: Path, monkeypatch: pyte
     plain = environment(home, kafka="k:1", postgres="postgresql://x", port=9000, shards=4)
     assert plain["PERENNIAL_CLOCK"] == ""
     assert "PERENNIAL_NOTIFIER_FCM_URL" not in plain
+    assert plain["PERENNIAL_INSTANCE"] == "local"
+    monkeypatch.setenv("PERENNIAL_NOTIFIER_SESSION_SECONDS", "9")
+    quick = environment(home, kafka="k:1", postgres="postgresql://x", port=9000, shards=4, quick_groups=True)
+    assert quick["PERENNIAL_INSTANCE"] == "", "this broker gives static members up while it keeps them waiting"
+    assert (quick["PERENNIAL_INGEST_SESSION_SECONDS"], quick["PERENNIAL_NOTIFIER_SESSION_SECONDS"]) == ("6", "9")
 
 
 def test_the_throw_away_account_is_made_once_and_follows_the_port(tmp_path: Path) -> None:
