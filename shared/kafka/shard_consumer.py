@@ -79,8 +79,8 @@ class ShardConsumer:
             heartbeat_interval_ms=max(500, session_timeout_ms // 10),
             rebalance_timeout_ms=60_000,
             max_poll_interval_ms=600_000,
-            # the pace is kept here; with 0 the embedded broker does not look at all
-            fetch_max_wait_ms=1,
+            # the embedded broker reads for no longer than it may wait, however much there is
+            fetch_max_wait_ms=10,
             fetch_min_bytes=1,
             max_partition_fetch_bytes=max_bytes_per_partition,
             retry_backoff_ms=100,
