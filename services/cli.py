@@ -112,14 +112,20 @@ def demo(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the summary to FILE (- for stdout).")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same counts.")] = 1,
-    phones: Annotated[int, typer.Option(min=1, max=200_000, help="Simulated phones.")] = 2000,
+    phones: Annotated[
+        int | None,
+        typer.Option(min=1, max=200_000, help="Simulated phones; by default 2000, in a shop 1000.", show_default=False),
+    ] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events a second, once the phones have been set up.")] = 400.0,
     seconds: Annotated[float, typer.Option(min=0, help="How long people use the app at that rate.")] = 10.0,
     kafka: KafkaOption = "embedded",
     home: HomeOption = DEFAULT_HOME,
     port: PortOption = 8080,
 ) -> None:
-    """Run everything, with phones that use the app, a push sandbox and a real weather-alert feed."""
+    """Run everything, with phones that use the app, a push sandbox and a real weather-alert feed.
+
+    A shop has a real shop's orders instead of the weather.
+    """
     context.obj = home
     if context.invoked_subcommand is not None:
         return
@@ -127,6 +133,7 @@ def demo(
     from services.local.up import Options
 
     options = Options(home=home, port=port, kafka=kafka, packs=(pack,), sandbox=True)
+    phones = phones or (1000 if demo_run.is_shop(options) else 2000)
     demonstrate = command(demo_run.run)
     demonstrate(options=options, once=once, json_file=json_file, seed=seed, phones=phones, rate=rate, seconds=seconds)
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from zoneinfo import ZoneInfo
 
 from services.packs_yaml import Fault, Place, Source
-from shared.contracts.rules import Campaign, Measure, Rules, StageTrigger
+from shared.contracts.rules import Campaign, Measure, QuietHours, Rules, Segment, StageTrigger
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_CURRENCY = re.compile(r"[A-Z]{3}")
+_CLOCK_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _BUILT_IN_SEGMENTS = frozenset({"active_30d", "inactive_30d"})
 
 MAX_TTL_SECONDS = 28 * 86_400
 """Four weeks: the longest a push provider keeps a message (FCM)."""
 
 MAX_TOO_OLD_DAYS = 3650
+MAX_SEGMENT_DAYS = 3650
+MAX_VIEWS = 3
+"""So many of a user's newest views are known by their moment."""
 
 
 def check(rules: Rules, source: Source) -> list[Fault]:
@@ -30,6 +36,9 @@ def _found(rules: Rules) -> Iterator[Finding]:
     yield from _stages(rules)
     yield from _numbers(rules)
     yield from _segments(rules)
+    if not _CURRENCY.fullmatch(rules.currency):
+        yield ("currency",), f"currency: expected three capital letters such as USD, not {rules.currency!r}", 0
+    yield from _limits(rules)
     yield from _unique("campaigns", [c.id for c in rules.campaigns])
     for number, campaign in enumerate(rules.campaigns):
         place = ("campaigns", number)
@@ -95,7 +104,25 @@ def _segments(rules: Rules) -> Iterator[Finding]:
     for number, segment in enumerate(rules.segments):
         if segment.id in _BUILT_IN_SEGMENTS:
             yield ("segments", number, "id"), f"segment {segment.id} is built in; choose another id", 0
+        yield from _spans(segment, ("segments", number))
+        for measure, least in segment.least.items():
+            if measure in segment.most and least > segment.most[measure]:
+                yield ("segments", number, "least", measure), f"segment {segment.id}: {measure} can never be so", 0
         yield from _unknown_stages(f"segment {segment.id}", segment.stage, stages, ("segments", number, "stage"))
+
+
+def _spans(segment: Segment, place: Place) -> Iterator[Finding]:
+    what = f"segment {segment.id}"
+    for name in ("ordered_days", "not_ordered_days"):
+        if not 0 <= getattr(segment, name) <= MAX_SEGMENT_DAYS:
+            yield (*place, name), f"{what}: {name} must be 0 to {MAX_SEGMENT_DAYS}", 0
+    if segment.ordered_days and segment.not_ordered_days >= segment.ordered_days:
+        yield (*place, "ordered_days"), f"{what}: expected not_ordered_days < ordered_days", 0
+    if segment.viewed is not None:
+        if not 1 <= segment.viewed.least <= MAX_VIEWS:
+            yield (*place, "viewed", "least"), f"{what}: viewed.least must be 1 to {MAX_VIEWS}", 0
+        if not 1 <= segment.viewed.days <= MAX_SEGMENT_DAYS:
+            yield (*place, "viewed", "days"), f"{what}: viewed.days must be 1 to {MAX_SEGMENT_DAYS}", 0
 
 
 def _unknown_stages(what: str, named: Iterable[str], stages: list[str], place: Place) -> Iterator[Finding]:
@@ -132,6 +159,46 @@ def _campaign(campaign: Campaign, stages: list[str], place: Place) -> Iterator[F
         yield (*place, "freshness_seconds"), f"{what}: freshness_seconds must be at least 1", 0
     if not 0 <= campaign.ttl_seconds <= MAX_TTL_SECONDS:
         yield (*place, "ttl_seconds"), f"{what}: ttl_seconds must be 0 to {MAX_TTL_SECONDS} (four weeks)", 0
+
+    if not 0 <= campaign.no_repeat_days <= 365:
+        yield (*place, "no_repeat_days"), f"{what}: no_repeat_days must be 0 to 365, not {campaign.no_repeat_days}", 0
+    if campaign.safety and campaign.no_repeat_days > 0:
+        yield (*place, "no_repeat_days"), f"{what}: a safety campaign may always repeat itself; expected 0", 0
+
+
+def _limits(rules: Rules) -> Iterator[Finding]:
+    limits, categories = rules.limits, sorted({c.category for c in rules.campaigns if not c.safety})
+    for number, cap in enumerate(limits.caps):
+        place, what = ("limits", "caps", number), f"limits.caps[{number}]"
+        if not 1 <= cap.most <= 1000:
+            yield (*place, "most"), f"{what}.most: expected 1 to 1000 pushes, not {cap.most}", 0
+        if cap.window == "rolling" and not 1 <= cap.hours <= 2160:
+            yield (*place, "hours"), f"{what}.hours: a rolling window takes 1 to 2160 hours, not {cap.hours}", 0
+        if cap.window != "rolling" and cap.hours:
+            yield (*place, "hours"), f"{what}.hours: a calendar {cap.window} has its own length; expected none", 0
+        if cap.category and cap.category not in categories:
+            known = ", ".join(categories) or "none, as no campaign has limits"
+            yield (*place, "category"), f"{what}.category: expected one of {known}, not {cap.category!r}", 0
+    for name, most in (("gap_minutes", 43_200), ("sunset_pushes", 1000)):
+        value = getattr(limits, name)
+        if not 0 <= value <= most:
+            yield ("limits", name), f"limits.{name}: expected 0 to {most}, not {value}", 0
+    yield from _quiet_hours(limits.quiet_hours)
+
+
+def _quiet_hours(quiet: QuietHours) -> Iterator[Finding]:
+    place, what = ("limits", "quiet_hours"), "limits.quiet_hours"
+    if not quiet.from_ and not quiet.to:
+        return
+    for name, told in (("from", quiet.from_), ("to", quiet.to)):
+        if not _CLOCK_TIME.fullmatch(told):
+            yield (*place, name), f'{what}.{name}: expected a time of day such as "22:00", not {told!r}', 0
+    if quiet.from_ == quiet.to:
+        yield (*place, "to"), f"{what}: expected an end that is not their beginning", 0
+    try:
+        ZoneInfo(quiet.zone)
+    except (KeyError, ValueError, OSError):
+        yield (*place, "zone"), f"{what}.zone: expected a time zone such as America/New_York, not {quiet.zone!r}", 0
 
 
 def _templates(campaign: Campaign, place: Place) -> Iterator[Finding]:

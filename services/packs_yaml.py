@@ -81,8 +81,9 @@ class Source:
         self.faults.extend(self._wrong((), self.value, kind))
         return None if self.faults else msgspec.convert(self.value, kind)
 
-    def read(self, file: Path, place: Place) -> Any:
-        """The value of a file, whose parts stand at `place`; None and faults when it is not YAML."""
+    def read(self, file: Path, place: Place, without: frozenset[str] = frozenset()) -> Any:
+        """The value of a file, whose parts stand at `place`, but for some of its keys; None and faults when it is
+        not YAML."""
         try:
             if file.stat().st_size > MAX_FILE_BYTES:
                 self.faults.append(Fault(str(file), 1, f"more than {MAX_FILE_BYTES} bytes"))
@@ -98,6 +99,8 @@ class Source:
         if node is None:
             self.faults.append(Fault(str(file), 1, "is empty"))
             return None
+        if isinstance(node, yaml.MappingNode):
+            node.value = [(key, value) for key, value in node.value if str(key.value) not in without]
         return self._build(str(file), place, node, frozenset())
 
     def _build(self, file: str, place: Place, node: yaml.Node, above: frozenset[int]) -> Any:
@@ -146,11 +149,7 @@ class Source:
             for n, inner in enumerate(value):
                 yield from self._wrong((*place, n), inner, arguments[0])
         elif origin is UnionType and isinstance(value, dict):
-            choices = {str(c.__struct_config__.tag): c for c in arguments}
-            if str(value.get("type")) in choices:
-                yield from self._wrong_struct(place, value, choices[str(value["type"])])
-            else:
-                yield self.fault((*place, "type"), f"{_named(place, 'type')}: expected one of {', '.join(choices)}")
+            yield from self._wrong_choice(place, value, [c for c in arguments if c is not type(None)])
         elif origin is Literal:
             if value not in arguments:
                 yield self.fault(place, f"{_named(place)}: expected one of {_list(kind)}, not {value!r}")
@@ -159,6 +158,17 @@ class Source:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
                 yield self.fault(place, f"{_named(place)}: {str(error).split(' - at ')[0]}")
+
+    def _wrong_choice(self, place: Place, value: dict[str, Any], kinds: list[Any]) -> Iterator[Fault]:
+        """Every fault of a value that should be one of these, which its `type` tells apart."""
+        if len(kinds) == 1:
+            yield from self._wrong_struct(place, value, kinds[0])
+            return
+        choices = {str(c.__struct_config__.tag): c for c in kinds}
+        if str(value.get("type")) in choices:
+            yield from self._wrong_struct(place, value, choices[str(value["type"])])
+        else:
+            yield self.fault((*place, "type"), f"{_named(place, 'type')}: expected one of {', '.join(choices)}")
 
     def _wrong_struct(self, place: Place, value: Any, kind: type[msgspec.Struct]) -> Iterator[Fault]:
         if not isinstance(value, dict):
@@ -179,15 +189,28 @@ class Source:
 
 
 def read(folder: Path) -> Source:
-    """The pack in a folder: `pack.yaml`, with `campaigns/*.yaml` behind the campaigns it lists itself."""
+    """The pack in a folder: `pack.yaml`, with `campaigns/*.yaml` behind the campaigns it lists itself.
+
+    `extends: NAME` takes all that the pack does not say itself from the pack beside it, which extends none; of its
+    campaign files those that have no namesake.
+    """
     source = Source(folder)
     value = source.read(folder / "pack.yaml", ())
     if isinstance(value, Mapping):
         source.value = dict(value)
     elif not source.faults:
         source.faults.append(Fault(str(folder / "pack.yaml"), 1, "expected a mapping"))
+    files = {file.name: file for file in (folder / "campaigns").glob("*.yaml")}
+    if "extends" in source.value:
+        base = folder.parent / str(source.value.pop("extends"))
+        if base == folder or base.parent != folder.parent or not (base / "pack.yaml").is_file():
+            source.faults.append(source.fault(("extends",), f"extends: there is no pack {base.name!r} beside this one"))
+        else:
+            below = source.read(base / "pack.yaml", (), without=frozenset(source.value))
+            source.value = (dict(below) if isinstance(below, Mapping) else {}) | source.value
+            files = {file.name: file for file in (base / "campaigns").glob("*.yaml")} | files
     campaigns = source.value.get("campaigns", [])
-    for file in sorted((folder / "campaigns").glob("*.yaml")):
+    for _, file in sorted(files.items()):
         if isinstance(campaigns, list):
             campaign = source.read(file, ("campaigns", len(campaigns)))
             campaigns = [*campaigns, campaign]

@@ -8,12 +8,13 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from services.demo import habits, phones
+from services.demo import cdnow, habits, phones, shopping
 from services.demo.habits import Post, Visit
 from services.demo.phones import Person
 from services.local.program import LocalError
@@ -102,9 +103,12 @@ async def _each(jobs: Iterable[Callable[[], Awaitable[None]]], at_once: int = AT
 class Phones:
     """Everyone's phones, posting."""
 
-    def __init__(self, gateway: Gateway, clock: Clock, everyone: list[Person], seed: int, run: int) -> None:
+    def __init__(
+        self, gateway: Gateway, clock: Clock, everyone: list[Person], seed: int, run: int, shop: bool = False
+    ) -> None:
         self.everyone, self._gateway, self._clock, self._seed, self._run = everyone, gateway, clock, seed, run
-        self._visits = habits.visits(seed, run, everyone)
+        self._habits = shopping if shop else habits
+        self._visits = self._habits.visits(seed, run, everyone)
 
     async def set_up(self, with_history: bool) -> None:
         """Each phone's first posts: what is known from before, then today's, in this order.
@@ -114,14 +118,18 @@ class Phones:
 
         def begin(person: Person) -> Callable[[], Awaitable[None]]:
             async def posts() -> None:
-                if with_history and (known := habits.history(person, self._clock.now_ms())) is not None:
+                if with_history and (known := self._habits.history(person, self._clock.now_ms())) is not None:
                     await self._gateway.post(known)
-                if (first := habits.arrival(person, self._run, self._clock.now_ms())) is not None:
+                if (first := self._habits.arrival(person, self._run, self._clock.now_ms())) is not None:
                     await self._gateway.post(first)
 
             return posts
 
         await _each(begin(person) for person in sorted(self.everyone, key=lambda person: bool(person.days)))
+
+    async def remember(self) -> None:
+        """Import a real shop's orders of earlier years."""
+        await _each(partial(self._gateway.post, post) for post in cdnow.history(self._clock.now_ms()))
 
     async def use(self, rate: float, events: int) -> None:
         """`events` events of people who look at the weather, at `rate` a second."""

@@ -53,6 +53,9 @@ async def summary(watch: Watch, seconds: Mapping[str, float | None], since_ms: i
     alerts = await _alerts(watch, since_ms)
     if alerts["features"]:
         found["alerts"] = alerts
+    if (rates := found["rates"])["customers"] and rates["orders"]:
+        names = ("customers", "repeat_customers", "loyal_customers", "orders", "revenue")
+        found["commerce"] = {name: rates[name] for name in names}
     found |= {"pushes": pushes, "lift": {}, "versions": await _versions(watch)}
     return found
 
@@ -142,6 +145,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield _line("  activity", found["activity"])
     shares = ("activation_percent", "repeat_percent", "loyal_percent")
     yield f"  {'rates':<12} " + ", ".join(f"{name.removesuffix('_percent')} {rates[name]:g} %" for name in shares)
+    if shop := found.get("commerce"):
+        yield _line("shop", {**shop, "revenue": f"{shop['revenue'] / 100:,.2f}"})
     top = [f"{c['name']}, {c['state']} ({c['relation']}) {c['users']}" for c in found["cohorts"][:5]]
     if top:
         yield f"  {'cohorts':<12} " + "; ".join(top)

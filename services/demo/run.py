@@ -23,6 +23,7 @@ from services.demo.progress import Progress
 from services.demo.watch import Watch, until, watching
 from services.local.program import LocalError
 from services.local.up import Installation, Options, running
+from services.packs import PackError, load_pack
 from shared.contracts.identifiers import fresh_id
 from shared.gazetteer import load as load_gazetteer
 from shared.process.clock import Clock, monotonic
@@ -92,6 +93,7 @@ class Demo:
     ) -> None:
         self._installation, self._wishes, self._progress, self._began = installation, wishes, progress, began
         self._watch, self._phones, self._inbox, self._past = watch, users, inbox, past
+        self._shop = is_shop(installation.options)
         self._clock = Clock()
         self._since_ms = self._clock.now_ms()
         self._setup = monotonic() - began
@@ -103,6 +105,9 @@ class Demo:
         try:
             self._doing = "phones set up their cities"
             await self._phones.set_up(with_history=not self._past.known)
+            if self._shop and not self._past.known:
+                self._doing = "the shop's orders of earlier years are imported"
+                await self._phones.remember()
             # the feed must find the cities that were set before it came
             arrived = await until(self._watch.applied, SETTLE_SECONDS)
             if await self._wants_alerts():
@@ -180,7 +185,7 @@ class Demo:
         out += ["", "One more push" + (" (while it runs, without --once)" if self._wishes.once else "")]
         out += [f"  {report.curl(status['gateway'], status['write_key'], fresh_id('you-'))}"]
         out += ["", "More"]
-        out += [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
+        out += [] if self._shop else [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
         out += [f"  perennial follow {user} {home}"] if (user := self._inbox.someone()) else []
         return out
 
@@ -194,16 +199,25 @@ class Demo:
             await asyncio.sleep(0)
 
 
+def is_shop(options: Options) -> bool:
+    """Whether the pack demonstrated counts orders."""
+    # a pack that does not load is complained of where it is put in force
+    with contextlib.suppress(PackError):
+        return any("order" in load_pack(pack).signals for pack in options.packs)
+    return False
+
+
 @asynccontextmanager
 async def demonstrating(
     installation: Installation, wishes: Wishes, progress: Progress, began: float
 ) -> AsyncIterator[Demo]:
     """Everything a demonstration needs, opened; a failure of the inbox ends it."""
     past = Past.next(installation.home.path / "demo.json", wishes.seed)
+    options = installation.options
     everyone = phones.people(wishes.seed, wishes.phones, load_gazetteer(), past.run)
     async with drive.session() as http, watching(installation, http) as watch:
         gateway = Gateway(http, installation.url("gateway"), installation.keys.write)
-        users = Phones(gateway, Clock(), everyone, wishes.seed, past.run)
+        users = Phones(gateway, Clock(), everyone, wishes.seed, past.run, shop=is_shop(options))
         inbox = Inbox(http, installation.url("sandbox"), users, wishes.seed, began)
         progress.say(f"{len(everyone):,} phones")
         try:

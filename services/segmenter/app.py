@@ -11,6 +11,7 @@ import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from services.segmenter import store
 from services.segmenter.api import make_app
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
@@ -29,11 +30,13 @@ from shared.process.compose import opened
 from shared.process.errors import Transient
 from shared.process.http import Health, serve
 from shared.process.logs import configure
+from shared.process.metrics import ACTIVITY_USERS, STAGE_USERS
 from shared.process.settings import Installation, load
 from shared.process.supervisor import Supervisor
 
 log = logging.getLogger("perennial.segmenter")
 _HOUR = 3600.0
+_COUNT_SECONDS = 10.0
 
 
 async def run() -> int:
@@ -62,6 +65,7 @@ async def run() -> int:
         segmenter.reader = await readers.opened("segmenter", Topic.EVENTS, segmenter)
         supervisor.add("relay", relay.run())
         supervisor.add("partitions", _keep_partitions(pool, clock))
+        supervisor.add("counts", _tell_counts(pool, segmenter))
         supervisor.add("pipeline", segmenter.reader.run())
         return await supervisor.run()
 
@@ -74,3 +78,19 @@ async def _keep_partitions(pool: Pool, clock: Clock) -> None:
                 await prepare_partitions(connection, clock.real_ms())
         except Transient as error:
             log.warning("%s", error)
+
+
+async def _tell_counts(pool: Pool, segmenter: Segmenter) -> None:
+    """Show how many users of these shards stand where; the sum over all processes is everyone."""
+    while True:
+        try:
+            async with transaction(pool) as connection:
+                found = await store.counts(connection, list(segmenter.shards))
+        except Transient as error:
+            log.warning("%s", error)
+        else:
+            STAGE_USERS.clear()
+            ACTIVITY_USERS.clear()
+            for kind, name, users in found:
+                (STAGE_USERS if kind == "stage" else ACTIVITY_USERS).labels(name).set(users)
+        await asyncio.sleep(_COUNT_SECONDS)

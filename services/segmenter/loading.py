@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.segmenter import store
+from services.segmenter.domain.compiled import Compiled
 from services.segmenter.domain.decide import needs_cold
 from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
 from services.segmenter.domain.state import decode_cold, decode_hot
@@ -43,7 +44,7 @@ async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Ma
             if not isinstance(event, Accepted):
                 continue
             entry = users[event.user_id]
-            if not entry.cold_known and needs_cold(entry.hot, event):
+            if not entry.cold_known and needs_cold(entry.hot, event, _known(shards[shard], event)):
                 cold[shard, event.user_id] = entry
             hour = event.received_at // HOUR_MS
             if entry.spilled is None and entry.hot is not None and needs_spill(entry.hot.spilled_hour, hour):
@@ -58,3 +59,8 @@ async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Ma
         ids = await store.load_spilled(pool, sorted(spilled), min(oldest) // DAY_HOURS)
         for key, entry in spilled.items():
             entry.spilled = ids[key]
+
+
+def _known(state: ShardState, event: Accepted) -> Compiled | None:
+    """The rules the event will be folded under; None while the shard has yet to adopt them."""
+    return state.rules.current if state.rules is not None and event.rules <= state.version else None

@@ -28,7 +28,16 @@ from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import Polled
 from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, monotonic
-from shared.process.metrics import GAPS, REPEATS, SEGMENTER_CHANGES, SEGMENTER_EVENTS, WATERMARK_AGE
+from shared.process.metrics import (
+    CACHED_USERS,
+    EVENT_AGE,
+    GAPS,
+    REPEATS,
+    SEGMENTER_CHANGES,
+    SEGMENTER_EVENTS,
+    WATERMARK_AGE,
+    begin_each,
+)
 
 log = logging.getLogger("perennial.segmenter")
 
@@ -62,6 +71,11 @@ class Segmenter:
         self._suspects = Suspects()
         self._told: dict[int, float] = {}
         self._sweeper = Sweeper(self)
+        self._oldest = 0
+        self._age = EVENT_AGE.labels("segmenter")
+        begin_each(SEGMENTER_EVENTS, ("applied", "duplicate"))
+        WATERMARK_AGE.set_function(self._watermark_age)
+        CACHED_USERS.set_function(lambda: float(sum(len(state.users) for state in self._shards.values())))
 
     # -- owning ---------------------------------------------------------------------------------------
 
@@ -155,6 +169,15 @@ class Segmenter:
                 shard, records[-1] if records else None, polled.positions[shard], last_src=last_src
             )
         await self.commit(drafts, positions)
+        self._tell_age(decisions)
+
+    def _tell_age(self, decisions: Mapping[int, list[Decision]]) -> None:
+        """How old the first event of each shard's batch is, it being committed."""
+        now = self._clock.now_ms()
+        for several in decisions.values():
+            first = next((d for d in several if isinstance(d, Accepted)), None)
+            if first is not None:
+                self._age.observe(max(0, now - first.received_at) / 1000)
 
     def draft(self, shard: int) -> Draft:
         owned = self.reader.shards[shard]
@@ -271,8 +294,15 @@ class Segmenter:
                 owner = self.reader.shards[shard].owner
                 self._relay.put(shard, [self._publisher.time(owner.gen, owner.next_seq - 1, state.watermark)])
         if self._shards:
-            oldest = min(state.watermark for state in self._shards.values())
-            WATERMARK_AGE.set(max(0, self._clock.now_ms() - oldest) / 1000 if oldest else 0)
+            # a shard that was told no time yet hides no other one
+            told = [state.watermark for state in self._shards.values() if state.watermark]
+            self._oldest = min(told, default=0)
+
+    def _watermark_age(self) -> float:
+        """Asked at each look: it grows while nothing is applied, also while shards are let go to be acquired anew."""
+        if not self._oldest or self.reader.spare:
+            return 0.0
+        return max(0, self._clock.now_ms() - self._oldest) / 1000
 
     @property
     def shards(self) -> Mapping[int, ShardState]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from services.segmenter.domain.state import Hot, decode_hot, told_consents
+from services.segmenter.domain.state import Hot, Shop, decode_hot, told_consents
 from services.segmenter.domain.visited import visits
 from services.segmenter.publish import change
 from shared.contracts.identifiers import shard_of
@@ -28,9 +28,10 @@ _TALLIES = """
 SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE kind IN ('users', 'stage', 'activity', 'segment') GROUP BY kind, name HAVING sum(users) <> 0 ORDER BY kind, name
 """
-_RATES = (
-    "SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally WHERE kind IN ('users', 'rate') GROUP BY 1, 2"
-)
+_RATES = """
+SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally WHERE kind IN ('users', 'rate', 'total')
+GROUP BY 1, 2
+"""
 _COHORTS = """
 SELECT name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE kind = 'cohort' AND ($1 = '' OR name LIKE $1 || ':%') GROUP BY name HAVING sum(users) > 0
@@ -77,10 +78,34 @@ async def user(pool: Pool, gazetteer: Gazetteer, shards: int, user_id: str) -> d
         "orders": hot.orders,
         "revenue": hot.revenue,
         "channel": {"first": hot.first_channel or None, "last": hot.last_channel or None},
-        "rfm": None,
+        "rfm": rfm(hot),
+        "shop": bought(hot.shop) if hot.shop is not None else None,
         "due_at": iso_or_none(hot.due_at),
         "rules_version": row["rules_version"],
         "seq": row["seq"],
+    }
+
+
+def rfm(hot: Hot) -> dict[str, Any] | None:
+    """Recency, frequency and money of a customer, in minor units; None for whoever has no net order."""
+    if not hot.orders or hot.shop is None:
+        return None
+    return {
+        "last_order_at": iso(hot.shop.last_order_at),
+        "orders": hot.orders,
+        "order_days": hot.order_days,
+        "revenue": hot.revenue,
+        "average_order": hot.revenue // hot.orders,
+    }
+
+
+def bought(made: Shop) -> dict[str, Any]:
+    """What a user did in a shop, as `GET /v1/users/{id}` shows it."""
+    return msgspec.structs.asdict(made) | {
+        "last_order_at": iso_or_none(made.last_order_at),
+        "viewed_at": [iso(at) for at in made.viewed_at],
+        "score": made.score if made.score >= 0 else None,
+        "scored_at": iso_or_none(made.scored_at),
     }
 
 
@@ -110,7 +135,7 @@ async def tallies(pool: Pool) -> dict[str, Any]:
 
 
 async def rates(pool: Pool) -> dict[str, Any]:
-    """Seed definitions: activation, repeat and loyal customer rates, each × 100."""
+    """Seed definitions: activation, repeat and loyal customer rates, each × 100; and net orders and revenue."""
     counted = {(row["kind"], row["name"]): row["users"] for row in await pool.fetch(_RATES)}
     users, customers = counted.get(("users", "all"), 0), counted.get(("rate", "customer"), 0)
     repeat, loyal = counted.get(("rate", "repeat"), 0), counted.get(("rate", "loyal"), 0)
@@ -122,6 +147,8 @@ async def rates(pool: Pool) -> dict[str, Any]:
         "activation_percent": _percent(customers, users),
         "repeat_percent": _percent(repeat, customers),
         "loyal_percent": _percent(loyal, repeat),
+        "orders": counted.get(("total", "orders"), 0),
+        "revenue": counted.get(("total", "revenue"), 0),
     }
 
 

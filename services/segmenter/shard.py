@@ -91,6 +91,10 @@ class Draft:
         if flags_before != after.flags:
             for bit, name in _FLAGS:
                 tallies[shard, "rate", name] += bool(after.flags & bit) - bool(flags_before & bit)
+        orders, revenue = (before.orders, before.revenue) if before is not None else (0, 0)
+        if orders != after.orders or revenue != after.revenue:
+            tallies[shard, "total", "orders"] += after.orders - orders
+            tallies[shard, "total", "revenue"] += after.revenue - revenue
         for change in changes:
             self._number(user_id, change, src)
             self._count(user_id, change)

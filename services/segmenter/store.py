@@ -78,6 +78,10 @@ _WALK = """
 SELECT user_id, due_bucket, hot FROM segmenter.user_state
 WHERE shard = $1 AND user_id > $2 ORDER BY user_id LIMIT $3
 """
+_COUNTS = """
+SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
+WHERE shard = ANY($1::int[]) AND kind IN ('stage', 'activity') GROUP BY kind, name ORDER BY kind, name
+"""
 
 
 Key = tuple[int, str]
@@ -147,6 +151,11 @@ async def add_tallies(connection: Connection, deltas: Mapping[tuple[int, str, st
     rows = sorted((*key, delta) for key, delta in deltas.items() if delta)
     if rows:
         await connection.execute(_TALLY, *map(list, zip(*rows, strict=True)))
+
+
+async def counts(connection: Connection, shards: list[int]) -> list[tuple[str, str, int]]:
+    """(stage or activity, which one, users) of these shards."""
+    return [(row["kind"], row["name"], row["users"]) for row in await connection.fetch(_COUNTS, shards)]
 
 
 async def move_members(connection: Connection, moves: Mapping[tuple[int, int, str, str], int | None]) -> None:

@@ -11,10 +11,13 @@ from typing import Literal
 import msgspec
 
 Measure = Literal[
-    "opens", "screens", "sessions", "active_days", "searched", "added", "cities", "orders", "order_days", "activities"
-]
+    "opens", "screens", "sessions", "active_days", "searched", "added", "cities", "orders", "order_days", "activities",
+    "revenue", "average_order", "online_orders", "store_orders", "pickup_orders", "views", "guides", "wishlist",
+    "coupons", "reviews", "referrals", "feedback", "score",
+]  # fmt: skip
 """Counts of a user's state that thresholds may name; `cities` = default + searched + added now,
-`activities` = every event that counts as activity."""
+`activities` = every event that counts as activity. Orders are net of refunds and cancellations, `order_days` days
+with an order; `revenue` and `average_order` are money in minor units; `score` is the newest feedback's (-1: none)."""
 
 SignalName = Literal[
     "open",
@@ -33,6 +36,13 @@ SignalName = Literal[
     "refund",
     "cancellation",
     "activity",
+    "view",
+    "guide",
+    "wishlist",
+    "coupon",
+    "review",
+    "referral",
+    "feedback",
 ]
 
 ActivityName = Literal["new", "active", "at_risk", "inactive", "lapsed", "reactivated", "uninstalled"]
@@ -63,13 +73,27 @@ class ActivityDays(_Definition, frozen=True):
     reactivated: int = 14
 
 
+class Viewed(_Definition, frozen=True):
+    """At least so many product views within the last so many days."""
+
+    least: int = 1
+    days: int = 7
+
+
 class Segment(_Definition, frozen=True):
-    """A named predicate: the stage and the activity are both among those listed (empty: any)."""
+    """A named predicate, all of which holds: the stage and the activity are among those listed (empty: any), no
+    measure lies below `least` or above `most`, there are views enough, and the newest order lies within
+    `ordered_days`, or not within `not_ordered_days` (0: not asked; whoever never ordered did not)."""
 
     id: str
     title: str
     stage: list[str] = []
     activity: list[ActivityName] = []
+    least: dict[Measure, int] = {}
+    most: dict[Measure, int] = {}
+    viewed: Viewed | None = None
+    ordered_days: int = 0
+    not_ordered_days: int = 0
 
 
 class Rates(_Definition, frozen=True):
@@ -127,8 +151,10 @@ class Template(_Definition, frozen=True):
 class Campaign(_Definition, frozen=True):
     """Who gets what, when. `holdout_percent` of the users are exposed without being sent.
 
-    `safety` campaigns hold nobody out, and neither caps nor quiet hours bind them. `on_unknown`: what becomes
+    `safety` campaigns hold nobody out, no limits bind them, and they use none up. `on_unknown`: what becomes
     of a push whose outcome was never learnt — sent again under the same collapse id, or given up.
+    `no_repeat_days`: for how long a user is not sent the same `offer` again, whichever campaign makes it, or
+    without an offer the same text (0: it may be repeated).
     """
 
     id: str
@@ -144,10 +170,45 @@ class Campaign(_Definition, frozen=True):
     ttl_seconds: int = 86_400
     on_unknown: Literal["retry", "give_up"] = "give_up"
     enabled: bool = True
+    offer: str = ""
+    no_repeat_days: int = 0
+
+
+class Cap(_Definition, frozen=True):
+    """At most `most` pushes to a user in any `hours` (rolling), or in a calendar day, week (from Monday) or month of
+    the user's time zone. `category`: counts and binds only campaigns of that category (empty: all together)."""
+
+    most: int
+    window: Literal["rolling", "day", "week", "month"] = "rolling"
+    hours: int = 0
+    category: str = ""
+
+
+class QuietHours(_Definition, frozen=True):
+    """From when to when, by the user's clock (`HH:MM`), nothing is sent; it may run over midnight. Both empty: never.
+
+    `zone`: whose clock counts for a user whose time zone is unknown."""
+
+    from_: str = msgspec.field(default="", name="from")
+    to: str = ""
+    zone: str = "UTC"
+
+
+class Limits(_Definition, frozen=True):
+    """How much a user is sent, and when not; by default as much as there is. Safety campaigns are free of them.
+
+    `gap_minutes`: least time between two pushes. `sunset_pushes`: after so many within a year of which the user
+    opened none since, nothing more is sent (0: no end)."""
+
+    caps: list[Cap] = []
+    gap_minutes: int = 0
+    quiet_hours: QuietHours = QuietHours()
+    sunset_pushes: int = 0
 
 
 class Rules(_Definition, frozen=True):
-    """One rules version, whole. `signals` maps a signal to the event names that carry it."""
+    """One rules version, whole. `signals` maps a signal to the event names that carry it. `currency` is the one
+    revenue is told in; an order in another counts, what it brought does not."""
 
     pack: str
     title: str
@@ -157,10 +218,12 @@ class Rules(_Definition, frozen=True):
     activity: ActivityDays = ActivityDays()
     session_gap_minutes: int = 30
     searched_days: int = 30
+    currency: str = "USD"
     segments: list[Segment] = []
     privacy: Privacy = Privacy()
     intake: Intake = Intake()
     campaigns: list[Campaign] = []
+    limits: Limits = Limits()
 
 
 encode_rules = msgspec.json.Encoder().encode

@@ -8,7 +8,7 @@ from typing import Any
 from shared.contracts.events import Accepted, Moved, Rejected
 from tests.support.oracle_log import Decided
 from tests.support.oracle_person import Book, Person, Row
-from tests.support.oracle_snapshot import Snapshot, cold, hot
+from tests.support.oracle_snapshot import NO_SHOP, SHOP, Snapshot, cold, hot
 
 FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"}
 NOT_BROUGHT = "has not been brought"
@@ -151,6 +151,7 @@ class Shard:
             "session_last_at": person.visit[1] if person.visit else -1,
             "session_screens": person.visit[2] if person.visit else 0,
             **person.counts,
+            **person.bought.kept(),
             "default_city": person.home,
             "searched": sorted([c, *v] for c, v in person.searched.items()),
             "added": sorted([c, *v] for c, v in person.added.items()),
@@ -195,6 +196,9 @@ class Shard:
             expected["stage", person.stage] += 1
             expected["activity", person.pulse] += 1
             expected.update(("rate", role) for role in person.roles)
+            orders = person.bought.measures()
+            expected["total", "orders"] += orders["orders"]
+            expected["total", "revenue"] += orders["revenue"]
             expected.update(("segment", segment) for segment in person.segments)
             expected.update(("cohort", f"{relation}:{city}") for relation, city in _ties(person))
         actual = {(t["kind"], t["name"]): t["users"] for t in snapshot.tallies if t["shard"] == self.shard}
@@ -233,6 +237,7 @@ def _kept_state(row: dict[str, Any]) -> dict[str, Any]:
     kept["searched"], kept["added"] = sorted(kept["searched"]), sorted(kept["added"])
     kept["roles"] = {role for bit, role in ROLES if kept["flags"] & bit}
     kept["channels"] = [kept["first_channel"], kept["last_channel"]]
+    kept |= dict(zip(SHOP, kept.get("shop") or [], strict=False)) or NO_SHOP
     return kept | cold(row)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from tests.support.oracle_shop import Purchases
+
 DAY = 86_400_000
 HOUR = 3_600_000
 NEVER = -1
-QUIET_SIGNALS = {"push_received", "background", "consent", "uninstall"}
+QUIET_SIGNALS = {"push_received", "background", "consent", "uninstall", "refund", "cancellation"}
 QUIET_CALLS = {"$identify", "$group", "$alias"}
 AWAKE = {"new", "active", "at_risk", "reactivated"}
 
@@ -59,6 +61,7 @@ class Book:
         self.days = {"new": 7, "at_risk": 14, "inactive": 30, "lapsed": 90, "reactivated": 14, **body["activity"]}
         self.gap = body.get("session_gap_minutes", 30) * 60_000
         self.search_kept = body.get("searched_days", 30) * DAY
+        self.currency = body.get("currency", "USD")
         self.consent_asked = set(body.get("privacy", {}).get("consent", []))
         self.properties: dict[str, list[str]] = body.get("intake", {}).get("properties", {})
         self._signals: dict[str, list[str]] = body["signals"]
@@ -93,6 +96,8 @@ class Person:
         self.devices: dict[str, tuple[str, str, str]] = {}  # id -> (id, type, token), newest last
         self.profile = {"locale": "", "timezone": "", "app_version": ""}
         self.channels = ["", ""]
+        self.bought = Purchases()
+        self.now = NEVER
         self.ids: dict[str, int] = {}
         self.received: list[tuple[str, int]] = []
         self.doubts: list[str] = []
@@ -110,7 +115,7 @@ class Person:
             if version.version > self.version:
                 if before is not None:
                     self._live_until(since, before)
-                self.version = version.version
+                self.version, self.now = version.version, since
                 self._conclude(since, "rules", str(version.version), version)
             before = version
         self._live_until(moment, book)
@@ -129,6 +134,7 @@ class Person:
         if self._seen_before(cause, event["received_at"]):
             return False
         signals = book.signals(event["name"])
+        self.now = moment
         self.first_seen, self.last_seen = min(self.first_seen, at), max(self.last_seen, at)
         self._phone(event, at, cause)
         if event["name"] not in QUIET_CALLS and not signals & QUIET_SIGNALS:
@@ -141,6 +147,7 @@ class Person:
             self._pulse_becomes("inactive", at, "event", cause)
         if "consent" in signals:
             self._consents(event["properties"].get("categories"), at, cause)
+        self.bought.hear(event, signals, book.currency)
         if event["city_id"] is not None:
             self._goes_places(event["city_id"], signals, at, moment, cause, book)
         if "push_opened" in signals and isinstance(event["properties"].get("message_id"), str):
@@ -272,7 +279,8 @@ class Person:
     def next_moment(self, book: Book) -> int:
         """The earliest moment at which anything would change if nothing happened."""
         pulse, expiry = self._pulse_runs_out(book), self._search_runs_out(book)
-        return min((m for m in (pulse and pulse[0], expiry) if m is not None), default=NEVER)
+        ends = [pulse and pulse[0], expiry, self._segment_turns(book)]
+        return min((m for m in ends if m is not None), default=NEVER)
 
     def _pulse_runs_out(self, book: Book) -> tuple[int, str] | None:
         if self.last_act == NEVER:
@@ -293,6 +301,19 @@ class Person:
     def _search_runs_out(self, book: Book) -> int | None:
         return min((last + book.search_kept for _, last in self.searched.values()), default=None)
 
+    def _segment_turns(self, book: Book) -> int | None:
+        """The first whole span counted from a view or an order after which another set of segments holds."""
+        marks = [*self.bought.views, self.bought.last_order_at()]
+        spans = {
+            days
+            for s in book.segments
+            for days in (s.get("ordered_days"), s.get("not_ordered_days"), (s.get("viewed") or {}).get("days"))
+            if days
+        }
+        moments = sorted({mark + days * DAY for mark in marks if mark != NEVER for days in spans})
+        here = self._segments_at(self.now, book)
+        return next((m for m in moments if m > self.now and self._segments_at(m, book) != here), None)
+
     def _live_until(self, moment: int, book: Book) -> None:
         while 0 <= (due := self.next_moment(book)) <= moment:
             cause = rfc3339(due)
@@ -303,14 +324,16 @@ class Person:
                     self._cohort(False, "searched", city, due, cause, "tick")
             if pulse is not None and pulse[0] == due:
                 self._pulse_becomes(pulse[1], due, "tick", cause)
+            self.now = max(self.now, due)
             self._conclude(due, "tick", cause, book)
+        self.now = max(self.now, moment)
 
     # -- what follows
 
     def measures(self) -> dict[str, int]:
         ties = {"searched": len(self.searched), "added": len(self.added)}
         cities = ties["searched"] + ties["added"] + (self.home != 0)
-        return {**self.counts, **ties, "cities": cities, "orders": 0, "order_days": 0}
+        return {**self.counts, **ties, "cities": cities, **self.bought.measures()}
 
     def _reaches(self, thresholds: dict[str, int]) -> bool:
         have = self.measures()
@@ -325,16 +348,32 @@ class Person:
                 break
             self._stage_becomes(stage["id"], at, cause_type, cause)
         self.roles = {role for role, least in book.rates.items() if least and self._reaches(least)}
-        now = {"active_30d" if self.pulse in AWAKE else "inactive_30d"}
-        for segment in book.segments:
-            stages, pulses = segment.get("stage"), segment.get("activity")
-            if (not stages or self.stage in stages) and (not pulses or self.pulse in pulses):
-                now.add(segment["id"])
+        now = self._segments_at(self.now, book)
         for left in sorted(self.segments - now):
             self._tell("segment_exited", {"segment": left}, at, cause_type, cause)
         for came in sorted(now - self.segments):
             self._tell("segment_entered", {"segment": came}, at, cause_type, cause)
         self.segments = now
+
+    def _segments_at(self, moment: int, book: Book) -> set[str]:
+        have, last = self.measures(), self.bought.last_order_at()
+        return {
+            "active_30d" if self.pulse in AWAKE else "inactive_30d",
+            *(s["id"] for s in book.segments if self._belongs(s, moment, have, last)),
+        }
+
+    def _belongs(self, segment: dict[str, Any], moment: int, have: dict[str, int], last: int) -> bool:
+        viewed, within, without = segment.get("viewed"), segment.get("ordered_days"), segment.get("not_ordered_days")
+        fresh = [at for at in self.bought.views if viewed and moment - at < viewed.get("days", 7) * DAY]
+        return (
+            self.stage in (segment.get("stage") or [self.stage])
+            and self.pulse in (segment.get("activity") or [self.pulse])
+            and all(have[name] >= n for name, n in segment.get("least", {}).items())
+            and all(have[name] <= n for name, n in segment.get("most", {}).items())
+            and (not viewed or len(fresh) >= viewed.get("least", 1))
+            and (not within or (last != NEVER and moment - last < within * DAY))
+            and (not without or last == NEVER or moment - last >= without * DAY)
+        )
 
     def _stage_becomes(self, to: str, at: int, cause_type: str, cause: str) -> None:
         self._tell("stage_changed", {"from": self.stage, "to": to}, at, cause_type, cause)

@@ -21,9 +21,17 @@ HOT = [
     "added", "segments", "consents", "flags", "orders",
     "order_days", "revenue", "due_at", "rules_version", "ring",
     "spilled_hour", "context_digest", "first_channel", "last_channel", "assignment_id",
+    "shop",
 ]
-# fmt: on
+SHOP = [
+    "last_order_at", "online_orders", "store_orders", "pickup_orders", "views", "viewed_at", "guides", "wishlist",
+    "coupons", "reviews", "referrals", "feedback", "score", "scored_at",
+]
 PURPOSES = ["location", "search_history", "push"]
+NO_SHOP: dict[str, Any] = dict.fromkeys(SHOP, 0) | {
+    "last_order_at": -1, "viewed_at": [], "score": -1, "scored_at": -1,
+}
+# fmt: on
 COLD = ["devices", "locale", "timezone", "app_version"]
 Rows = list[dict[str, Any]]
 Log = dict[int, list[Seen]]

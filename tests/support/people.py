@@ -33,6 +33,12 @@ def weather() -> Rules:
     return load_pack("weather")
 
 
+@cache
+def shop() -> Rules:
+    """The rules of the shipped shop pack."""
+    return load_pack("commerce")
+
+
 def with_days(**days: int) -> Rules:
     """The weather rules with other activity thresholds."""
     return msgspec.structs.replace(weather(), activity=ActivityDays(**days))

@@ -297,7 +297,7 @@ def test_the_cold_part_is_looked_at_only_where_it_was_said(life: list[Accepted])
     person = Person(RULES)
     for one in life:
         hot = person.hot
-        if not needs_cold(hot, one):
+        if not needs_cold(hot, one, RULES.current):
             without = decide(hot, None, one, max(one.received_at, person.last_tick), RULES)
             with_it = decide(hot, person.cold, one, max(one.received_at, person.last_tick), RULES)
             assert without == with_it

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from services.packs import PackError, available, diff, install_version, load_pack
-from shared.contracts.rules import AlertTrigger, decode_rules, encode_rules
+from shared.contracts.rules import AlertTrigger, StageTrigger, Viewed, decode_rules, encode_rules
 
 GOOD = """\
 pack: tiny
@@ -57,7 +57,7 @@ def faults(folder: Path) -> list[tuple[str, int, str]]:
     return [(Path(f.file).name, f.line, f.message) for f in error.value.faults]
 
 
-@pytest.mark.parametrize("name", ["weather", "commerce"])
+@pytest.mark.parametrize("name", ["weather", "commerce", "commerce_stages"])
 def test_shipped_packs_load_and_survive_json(name: str) -> None:
     rules = load_pack(name)
     assert rules.pack == name and name in available()
@@ -79,6 +79,78 @@ def test_weather_speaks_the_contract() -> None:
     assert all({"en", "es", "fr"} <= set(c.templates) for c in rules.campaigns)
 
 
+def test_the_shop_speaks_the_contract() -> None:
+    """Both journeys of one shop, and what is counted in it: the second pack differs in what it says itself only."""
+    phases, stages = load_pack("commerce"), load_pack("commerce_stages")
+    assert [s.id for s in phases.stages] == ["reach", "act", "convert", "engage"]
+    assert [s.id for s in stages.stages] == ["reach", "acquire", "convert", "retain", "loyal", "advocate"]
+    for name in ("signals", "segments", "rates", "activity", "intake", "privacy", "currency"):
+        assert getattr(phases, name) == getattr(stages, name)
+    assert phases.signals["refund"] == ["Order Refunded"] and phases.signals["view"] == ["Product Viewed"]
+    assert {"order_id", "revenue", "currency", "channel"} <= set(phases.intake.properties["Order Completed"])
+    assert {"undecided", "champions", "price_low", "price_high", "customers_lapsed"} <= {s.id for s in phases.segments}
+    told = {c.id: c for c in stages.campaigns}
+    assert {c.id for c in phases.campaigns} <= told.keys() and "loyal" in told
+    assert isinstance(told["second_order"].trigger, StageTrigger) and told["second_order"].trigger.to == ["retain"]
+
+
+SHOP_SEGMENT = """\
+segments:
+  - id: undecided
+    title: Undecided
+    viewed: {least: 3, days: 7}
+    not_ordered_days: 7
+    least: {views: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("least: 3", "least: 4", 18, "viewed.least must be 1 to 3"),
+        ("days: 7}", "days: 0}", 18, "viewed.days must be 1 to 3650"),
+        ("least: 3", "most: 3", 18, "there is no such field; expected least, days"),
+        ("viewed: {least: 3, days: 7}", "viewed: often", 18, "segments[0].viewed: Expected"),
+        ("not_ordered_days: 7", "not_ordered_days: -1", 19, "not_ordered_days must be 0 to 3650"),
+        (
+            "not_ordered_days: 7",
+            "not_ordered_days: 7\n    ordered_days: 7",
+            20,
+            "expected not_ordered_days < ordered_days",
+        ),
+        ("least: {views: 1}", "least: {views: 3}\n    most: {views: 2}", 20, "views can never be so"),
+        ("least: {views: 1}", "least: {veiws: 1}", 20, "expected one of opens"),
+        ("segments:", "currency: dollars\nsegments:", 15, "currency: expected three capital letters"),
+    ],
+)
+def test_segments_of_a_shop_that_make_no_sense(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
+    assert load_pack(write(tmp_path / "good", GOOD + SHOP_SEGMENT)).segments[0].viewed == Viewed(3, 7)
+    found = faults(write(tmp_path / "bad", GOOD + SHOP_SEGMENT.replace(old, new)))
+    assert [(f[1], says in f[2]) for f in found] == [(line, True)], found
+
+
+def test_a_pack_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
+    write(tmp_path / "tiny", hello=CAMPAIGN, other=CAMPAIGN.replace("id: hello", "id: other"))
+    more = "extends: tiny\npack: more\nrates:\n  customer: {opens: 3}\n  repeat: {opens: 4}\n  loyal: {opens: 5}\n"
+    found = load_pack(write(tmp_path / "more", more, hello=CAMPAIGN.replace("Hi", "Ho")))
+    assert (found.pack, found.title, found.rates.customer) == ("more", "Tiny", {"opens": 3})
+    assert [(c.id, c.templates["en"].title) for c in found.campaigns] == [("hello", "Ho"), ("other", "Hi")]
+
+
+@pytest.mark.parametrize("base", ["nothing", "more", "../tiny", "''"])
+def test_a_pack_that_extends_what_is_not_beside_it(tmp_path: Path, base: str) -> None:
+    write(tmp_path / "tiny")
+    found = faults(write(tmp_path / "more", GOOD.replace("title: Tiny", f"title: Tiny\nextends: {base}")))
+    assert len(found) == 1 and found[0][:2] == ("pack.yaml", 3) and "beside this one" in found[0][2]
+
+
+def test_a_fault_in_the_pack_taken_from_names_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "tiny", GOOD.replace("{opens: 1}\nrates", "{opens: 0}\nrates"))
+    with pytest.raises(PackError) as error:
+        load_pack(write(tmp_path / "more", "extends: tiny\npack: more\n"))
+    assert [(Path(f.file).parent.name, f.line) for f in error.value.faults] == [("tiny", 10)]
+
+
 def test_a_small_pack_loads_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "tiny", hello=CAMPAIGN)
     monkeypatch.setenv("PERENNIAL_PACKS", str(tmp_path))
@@ -87,7 +159,7 @@ def test_a_small_pack_loads_by_path_and_by_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_unknown_pack_names_the_known_ones() -> None:
-    with pytest.raises(PackError, match="commerce, weather"):
+    with pytest.raises(PackError, match="commerce, commerce_stages, weather"):
         load_pack("nonsense")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.segmenter.domain.state import Hot, consent
-from shared.contracts.rules import Rules, Stage
+from shared.contracts.rules import Rules, Segment, Stage
 
 DAY_MS = 86_400_000
-NOT_ACTIVITY = frozenset({"push_received", "background", "consent", "uninstall"})
+NOT_ACTIVITY = frozenset({"push_received", "background", "consent", "uninstall", "refund", "cancellation"})
 _QUIET_CALLS = frozenset({"$identify", "$group", "$alias"})
 ACTIVE_30D = "active_30d"
 INACTIVE_30D = "inactive_30d"
@@ -17,7 +17,7 @@ _FRESH = frozenset({"new", "active", "at_risk", "reactivated"})
 
 class Compiled:
     """`version` and `rules`, with signals by event name, spans in milliseconds, the stage that follows each
-    stage, segments by (stage, activity)."""
+    stage, segments by (stage, activity); `measured` segments ask for more than these two, `timed` ones for a span."""
 
     def __init__(self, version: int, rules: Rules) -> None:
         self.version = version
@@ -40,6 +40,9 @@ class Compiled:
             stage.id: after for stage, after in zip(rules.stages, [*rules.stages[1:], None], strict=True)
         }
         self.required = frozenset(rules.privacy.consent)
+        self.currency = rules.currency
+        self.measured = tuple(s for s in rules.segments if _measured(s))
+        self.timed = tuple(s for s in self.measured if s.viewed or s.ordered_days or s.not_ordered_days)
         self._memberships: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def signals_of(self, name: str) -> frozenset[str]:
@@ -50,14 +53,16 @@ class Compiled:
         return name not in _QUIET_CALLS and not signals & NOT_ACTIVITY
 
     def memberships(self, stage: str, activity: str) -> tuple[str, ...]:
-        """The segments of a user in this stage and activity, sorted."""
+        """The segments that nothing but this stage and activity decides, sorted."""
         found = self._memberships.get((stage, activity))
         if found is None:
             names = [ACTIVE_30D if activity in _FRESH else INACTIVE_30D]
             names += [
                 s.id
                 for s in self.rules.segments
-                if (not s.stage or stage in s.stage) and (not s.activity or activity in s.activity)
+                if (not s.stage or stage in s.stage)
+                and (not s.activity or activity in s.activity)
+                and s not in self.measured
             ]
             found = self._memberships[stage, activity] = tuple(sorted(names))
         return found
@@ -65,6 +70,10 @@ class Compiled:
     def consented(self, hot: Hot, purpose: str) -> bool:
         said = consent(hot.consents, purpose)
         return purpose not in self.required if said is None else said
+
+
+def _measured(segment: Segment) -> bool:
+    return bool(segment.least or segment.most or segment.viewed or segment.ordered_days or segment.not_ordered_days)
 
 
 class InForce(NamedTuple):

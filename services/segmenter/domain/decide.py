@@ -11,7 +11,7 @@ import copy
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from services.segmenter.domain import activity, cohorts, dedup, lifecycle, profile, sessions
+from services.segmenter.domain import activity, cohorts, dedup, lifecycle, orders, profile, segments, sessions, shop
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
 from services.segmenter.domain.state import PURPOSES, Change, Cold, Hot, consenting
 from shared.contracts.events import Accepted
@@ -34,8 +34,10 @@ class Outcome(NamedTuple):
     duplicate: bool
 
 
-def needs_cold(hot: Hot | None, event: Accepted) -> bool:
-    """Whether `decide` will look at the cold part."""
+def needs_cold(hot: Hot | None, event: Accepted, rules: Compiled | None) -> bool:
+    """Whether `decide` will look at the cold part. Rules that are not known yet (None) may make it."""
+    if rules is None or not orders.SIGNALS.isdisjoint(rules.signals_of(event.name)):
+        return True
     return event.context is not None and (hot is None or profile.digest(event.context) != hot.context_digest)
 
 
@@ -44,17 +46,19 @@ def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change]]:
     changed. A newer rules version is entered at the moment the shard did, however late it is noticed."""
     if hot.rules_version == rules.current.version and not 0 <= hot.due_at <= as_of:
         return hot, []
+    # nothing changed since the user was looked at last, for `due_at` is the first moment at which anything does
+    moment = min(hot.due_at - 1, as_of) if hot.due_at >= 0 else as_of
     hot = copy.copy(hot)
     changes: list[Change] = []
     before: Compiled | None = None
     for since, version in rules.history:
         if version.version > hot.rules_version:
             if before is not None:
-                _advance(hot, since, before, changes)
-            hot.rules_version = version.version
-            _settle(hot, since, "rules", str(version.version), version, changes)
+                _advance(hot, min(moment, since), since, before, changes)
+            hot.rules_version, moment = version.version, since
+            _settle(hot, since, since, "rules", str(version.version), version, changes)
         before = version
-    _advance(hot, as_of, rules.current, changes)
+    _advance(hot, moment, as_of, rules.current, changes)
     return hot, changes
 
 
@@ -83,8 +87,8 @@ def decide(
     if evicted is not None:
         hot.spilled_hour = max(hot.spilled_hour, evicted[1])
     changed_cold = _act(hot, cold, event, as_of, rules.current, changes)
-    _settle(hot, event.occurred_at, "event", event.message_id, rules.current, changes)
-    _advance(hot, as_of, rules.current, changes)
+    _settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes)
+    _advance(hot, as_of, as_of, rules.current, changes)
     return Outcome(hot, changed_cold, changes, evicted, duplicate=False)
 
 
@@ -106,6 +110,8 @@ def _act(
         _set_activity(hot, "inactive", at, "event", cause, changes)
     if "consent" in signals:
         _consent(hot, event, changes)
+    if not shop.SIGNALS.isdisjoint(signals):
+        changed_cold = shop.fold(hot, changed_cold or cold, event, signals, rules.currency) or changed_cold
     if event.city_id is not None:
         _places(hot, event, signals, as_of, rules, changes)
     if "push_opened" in signals and isinstance(event.properties.get("message_id"), str):
@@ -190,12 +196,13 @@ def _report(moves: list[cohorts.Move], at: int, cause_type: str, cause: str, cha
         changes.append(Change(kind, {"relation": move.relation, "city_id": move.city_id}, at, cause_type, cause))
 
 
-def _advance(hot: Hot, as_of: int, rules: Compiled, changes: list[Change]) -> None:
-    """Let every moment up to `as_of` come, in order; then note the next one."""
+def _advance(hot: Hot, moment: int, as_of: int, rules: Compiled, changes: list[Change]) -> None:
+    """Let every moment behind `moment`, where the user stands, up to `as_of` come, in order; then note the next one."""
     while True:
         pulse = activity.next_change(hot, rules)
         expiry = cohorts.next_expiry(hot, rules.searched_ms)
-        hot.due_at = min((m for m in (pulse[0] if pulse else None, expiry) if m is not None), default=-1)
+        flip = segments.next_flip(hot, moment, rules) if rules.timed else None
+        hot.due_at = min((m for m in (pulse[0] if pulse else None, expiry, flip) if m is not None), default=-1)
         if not 0 <= hot.due_at <= as_of:
             return
         due, cause = hot.due_at, iso(hot.due_at)
@@ -203,16 +210,19 @@ def _advance(hot: Hot, as_of: int, rules: Compiled, changes: list[Change]) -> No
             _report(cohorts.expire(hot, due, rules.searched_ms), due, "tick", cause, changes)
         if pulse is not None and pulse[0] == due:
             _set_activity(hot, pulse[1], due, "tick", cause, changes)
-        _settle(hot, due, "tick", cause, rules, changes)
+        moment = max(moment, due)
+        _settle(hot, due, moment, "tick", cause, rules, changes)
 
 
-def _settle(hot: Hot, at: int, cause_type: str, cause: str, rules: Compiled, changes: list[Change]) -> None:
-    """Draw the conclusions: stage, who counts as customer, segments."""
+def _settle(
+    hot: Hot, at: int, moment: int, cause_type: str, cause: str, rules: Compiled, changes: list[Change]
+) -> None:
+    """Draw the conclusions: stage, who counts as customer, segments. What happened at `at` is judged at `moment`."""
     while (to := lifecycle.next_stage(hot, rules)) is not None:
         changes.append(Change("stage_changed", {"from": hot.stage, "to": to}, at, cause_type, cause))
         hot.stage, hot.stage_at = to, at
     hot.flags = lifecycle.flags(hot, rules)
-    now = rules.memberships(hot.stage, hot.activity)
+    now = segments.memberships(hot, moment, rules)
     if now != hot.segments:
         left = [s for s in hot.segments if s not in now]
         came = [s for s in now if s not in hot.segments]

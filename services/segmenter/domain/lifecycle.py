@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from services.segmenter.domain.compiled import Compiled
-from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Hot
+from services.segmenter.domain.shop import NEW
+from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Hot, Shop
 from services.segmenter.domain.visited import ENTRY_BYTES
 from shared.contracts.rules import Measure
+
+_SHOP = frozenset(Shop.__struct_fields__)
 
 
 def measure(hot: Hot, name: Measure) -> int:
@@ -18,7 +21,9 @@ def measure(hot: Hot, name: Measure) -> int:
         return len(hot.added) // ENTRY_BYTES
     if name == "cities":
         return (len(hot.searched) + len(hot.added)) // ENTRY_BYTES + (1 if hot.default_city else 0)
-    number: int = getattr(hot, name)
+    if name == "average_order":
+        return hot.revenue // hot.orders if hot.orders else 0
+    number: int = getattr(hot.shop or NEW, name) if name in _SHOP else getattr(hot, name)
     return number
 
 
@@ -28,6 +33,11 @@ def holds(hot: Hot, thresholds: Mapping[Measure, int]) -> bool:
         if measure(hot, name) < least:
             return False
     return True
+
+
+def within(hot: Hot, bounds: Mapping[Measure, int]) -> bool:
+    """Whether no bound is passed; an empty set always holds."""
+    return all(measure(hot, name) <= most for name, most in bounds.items())
 
 
 def next_stage(hot: Hot, rules: Compiled) -> str | None:

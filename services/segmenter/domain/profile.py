@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import msgspec
+from msgspec.structs import replace
 
 from services.segmenter.domain.state import MAX_DEVICES, Cold
 from shared.contracts.events import Context, Device
@@ -32,11 +33,12 @@ def fold(cold: Cold, context: Context) -> tuple[Cold, list[tuple[str, dict[str, 
         changes.append(("profile_set", dict(news)))
     if not changes:
         return cold, []
-    return Cold(
-        devices,
-        context.locale or cold.locale,
-        context.timezone or cold.timezone,
-        context.app_version or cold.app_version,
+    return replace(
+        cold,
+        devices=devices,
+        locale=context.locale or cold.locale,
+        timezone=context.timezone or cold.timezone,
+        app_version=context.app_version or cold.app_version,
     ), changes
 
 

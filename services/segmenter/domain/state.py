@@ -24,13 +24,34 @@ PURPOSES = ("location", "search_history", "push")
 """Purposes of consent, by position in `Hot.consents`: appended only."""
 
 
+class Shop(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a user did in a shop. `viewed_at`: the moments of the newest views, newest first. `score`: what the newest
+    feedback gave (-1: none). Orders by channel are net, as all orders are."""
+
+    last_order_at: int = -1
+    online_orders: int = 0
+    store_orders: int = 0
+    pickup_orders: int = 0
+    views: int = 0
+    viewed_at: tuple[int, ...] = ()
+    guides: int = 0
+    wishlist: int = 0
+    coupons: int = 0
+    reviews: int = 0
+    referrals: int = 0
+    feedback: int = 0
+    score: int = -1
+    scored_at: int = -1
+
+
 class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     """The row an owner caches. `due_at`: the earliest moment anything would change if nothing happened.
 
     `searched` and `added` hold at most 8 cities each (see `visited`), `consents` two bits per purpose (see
     `consent`), `ring` the last 32 message ids (see `dedup`). `context_digest` tells whether an event's context
     is the one last folded into the cold part. `flags` are CUSTOMER, REPEAT, LOYAL. `bitmap`: bit n = active n
-    days before `last_day` (days since 1970).
+    days before `last_day` (days since 1970). `orders`, `order_days` (distinct days) and `revenue` are net (see
+    `orders`); `shop` is None for whoever did nothing in one.
     """
 
     stage: str
@@ -68,15 +89,33 @@ class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     first_channel: str = ""
     last_channel: str = ""
     assignment_id: str = ""
+    shop: Shop | None = None
+
+
+class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One order by the hash of its id. `placed` is not yet true where only a refund or cancellation was told;
+    `refunds` are (hash of its id, amount); `foreign`: in a currency that is not added up."""
+
+    number: int
+    at: int
+    revenue: int = 0
+    placed: bool = False
+    void: bool = False
+    refunds: tuple[tuple[int, int], ...] = ()
+    channel: int = 0
+    foreign: bool = False
 
 
 class Cold(msgspec.Struct, array_like=True, gc=False):
-    """The row read only where an event's context changed: devices (newest last) and profile."""
+    """The row read only where an event's context changed, or it tells of an order: devices (newest last), profile,
+    orders one by one. `forgotten_at`: the newest order that is no longer among them."""
 
     devices: tuple[Device, ...] = ()
     locale: str = ""
     timezone: str = ""
     app_version: str = ""
+    orders: tuple[Order, ...] = ()
+    forgotten_at: int = -1
 
 
 class Change(NamedTuple):
