@@ -30,18 +30,21 @@ SELECT s.shard, coalesce((SELECT max(o.seq) FROM notifier.outcome o WHERE o.shar
 FROM unnest($1::int[]) AS s(shard)
 """
 _SETTLE = """
-UPDATE notifier.message m SET state = n.state, reason = n.reason, provider = n.provider, finished_at = n.at
+UPDATE notifier.message m SET state = n.state, reason = n.reason, provider = n.provider, finished_at = n.at,
+    attempted_at = CASE WHEN n.state IN ('sent', 'unknown') THEN coalesce(m.attempted_at, n.at) ELSE m.attempted_at END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
     AS n(month, message_id, state, reason, provider, at)
-WHERE m.month = n.month AND m.message_id = n.message_id AND m.state IN ('intent', 'attempted')
+WHERE m.month = n.month AND m.message_id = n.message_id AND m.state IN ('held', 'intent', 'attempted')
 RETURNING m.message_id
 """
-# what the topic does not say stays empty: version, occurrence, device, text, cause
+# what the topic does not say stays empty: version, occurrence, device, text, cause, category. What went out uses up
+# caps of all categories.
 _INSERT = """
 INSERT INTO notifier.message (month, message_id, shard, user_id, campaign, campaign_version, variant, occurrence, state,
-    reason, provider, planned_at, finished_at)
+    reason, provider, planned_at, finished_at, attempted_at, counts)
 SELECT n.month, n.message_id, n.shard, n.user_id, n.campaign, 0, n.variant, '', n.state, n.reason, n.provider, n.at,
-    CASE WHEN n.ended THEN n.at END
+    CASE WHEN n.ended THEN n.at END, CASE WHEN n.state IN ('sent', 'unknown') THEN n.at END,
+    n.state IN ('sent', 'unknown')
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::int[],
     $9::text[], $10::text[], $11::text[])
     AS n(month, message_id, state, reason, provider, at, ended, shard, user_id, campaign, variant)

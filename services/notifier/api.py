@@ -8,10 +8,11 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
-from services.notifier import queries
+from services.notifier import history, queries
 from services.notifier.book import CampaignBook
 from services.notifier.context.intake import encode_context, split
 from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.frequency_cap import DAY_MS
 from services.notifier.domain.plan import plan
 from services.notifier.domain.recipient import decode_recipient
 from shared.contracts.identifiers import shard_of
@@ -120,7 +121,8 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
         )
         if body is None:
             raise ApiError(404, "unknown_user", f"nothing is known here of user {user!r}")
-        now = clock.now_ms()
+        now, rules, key = clock.now_ms(), book.in_force, (shard_of(user, shards), user)
+        past = await history.load(pool, [key], now - rules.history_days * DAY_MS) if rules.history_days else {}
         verdict = plan(
             active.campaign,
             decode_recipient(body),
@@ -128,7 +130,9 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
             now,
             book.salt,
             active.compiled,
-            book.consent_required,
+            rules.consent_required,
+            rules.limits,
+            past.get(key, ()),
         )
         gates = [{"gate": c.gate, "passed": c.passed, "values": c.values} for c in verdict.explain]
         return {"campaign": campaign_id, "user_id": user, "verdict": type(verdict).__name__.lower(), "gates": gates}

@@ -7,8 +7,9 @@ import logging
 
 import msgspec
 
+from services.notifier.domain.frequency_cap import horizon_days
 from services.notifier.domain.personalise import Compiled, compile_templates
-from shared.contracts.rules import ActivityTrigger, AlertTrigger, Campaign, Rules, StageTrigger
+from shared.contracts.rules import ActivityTrigger, AlertTrigger, Campaign, Limits, Rules, StageTrigger
 from shared.data.control import RulesBook, installation
 from shared.data.db import Pool, transaction
 from shared.process.errors import Transient
@@ -24,6 +25,18 @@ class Active(msgspec.Struct, frozen=True):
     compiled: Compiled
 
 
+class Definitions(msgspec.Struct, frozen=True):
+    """What one rules version says of campaigns, whole: who plans a batch takes one and keeps to it.
+
+    `history_days`: how far back pushes already made matter (0: not at all)."""
+
+    by_id: dict[str, Active] = {}
+    on_change: list[Active] = []
+    consent_required: bool = False
+    limits: Limits = Limits()
+    history_days: int = 0
+
+
 class CampaignBook:
     """The newest rules version's campaigns; `sending` is False while the kill switch is on."""
 
@@ -35,6 +48,7 @@ class CampaignBook:
         self.on_alert: list[Active] = []
         self.by_id: dict[str, Active] = {}
         self.consent_required = False
+        self.in_force = Definitions()
         self.salt = ""
         self.sending = True
 
@@ -61,3 +75,10 @@ class CampaignBook:
         self.on_change = [a for a in self.all if isinstance(a.campaign.trigger, StageTrigger | ActivityTrigger)]
         self.on_alert = [a for a in self.all if isinstance(a.campaign.trigger, AlertTrigger)]
         self.consent_required = "push" in rules.privacy.consent
+        self.in_force = Definitions(
+            self.by_id,
+            self.on_change,
+            self.consent_required,
+            rules.limits,
+            horizon_days(rules.limits, rules.campaigns),
+        )

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from services.notifier import messages
 from services.notifier.book import CampaignBook
 from services.notifier.domain.gates import Reason, consent, device
+from services.notifier.domain.quiet_hours import quiet_until, zone_named
 from services.notifier.domain.recipient import Recipient
 from services.notifier.messages import Message, OutcomeRow
 from services.notifier.transports.push import (
@@ -37,7 +38,17 @@ from shared.kafka.shard_consumer import Reassigned
 from shared.process.clock import Clock, monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import Transient
-from shared.process.metrics import MESSAGES, SEND_SECONDS
+from shared.process.metrics import (
+    ANSWERS,
+    IN_FLIGHT,
+    MESSAGE_SECONDS,
+    MESSAGES,
+    SEND_SECONDS,
+    SENDING,
+    SUPPRESSED,
+    WAITING,
+    begin_each,
+)
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.dispatch")
@@ -48,6 +59,17 @@ _WAITED_SECONDS = 5.0
 _MOST_ATTEMPTS = 8
 _GATHER_SECONDS = 0.1
 _FAREWELL_SECONDS = 3.0
+_QUIET_SECONDS = 5.0
+"""How often a message that ran into quiet hours is looked at again: product time may run faster than real time."""
+_ANSWERS: dict[type[Outcome], str] = {
+    Sent: "sent",
+    TokenDead: "token_dead",
+    Refused: "refused",
+    Throttled: "throttled",
+    Unauthorised: "unauthorised",
+    Unavailable: "unavailable",
+    Unknown: "unknown",
+}
 
 
 class Dispatcher:
@@ -70,6 +92,12 @@ class Dispatcher:
         self._settle_wanted = asyncio.Event()
         self._dead: list[tuple[int, str, str]] = []
         self._pause_until = 0.0
+        begin_each(ANSWERS, _ANSWERS.values())
+        begin_each(MESSAGES, ("sent", "suppressed", "held_out", "failed", "unknown", "opened"))
+        begin_each(SUPPRESSED, Reason)
+        WAITING.set_function(lambda: float(len(self._queue) + len(self._later)))
+        IN_FLIGHT.set_function(lambda: float(len(self._in_flight)))
+        SENDING.set_function(lambda: float(book.sending))
 
     # -- owning ---------------------------------------------------------------------------------------
 
@@ -132,6 +160,8 @@ class Dispatcher:
         now = self._clock.now_ms()
         ready: list[Message] = []
         for message in batch:
+            if now < message.expires_at and self._kept_quiet(message, now):
+                continue
             reason = await self._judge_again(message, now)
             if reason is None:
                 ready.append(message)
@@ -158,6 +188,17 @@ class Dispatcher:
                 task = asyncio.create_task(self._send(message))
                 self._in_flight[message.message_id] = task
 
+    def _kept_quiet(self, message: Message, now: int) -> bool:
+        """Whether its user's quiet hours began before it was sent; it then stays an intent, and is looked at again."""
+        if not message.zone:
+            return False
+        hours = self._book.in_force.limits.quiet_hours
+        until = quiet_until(hours, zone_named(message.zone, hours.zone), now)
+        if until is None:
+            return False
+        self._later.append((monotonic() + min(_QUIET_SECONDS, (until - now) / 1000), message))
+        return True
+
     async def _judge_again(self, message: Message, now: int) -> Reason | None:
         """Why the message must not go out after all; asked in full only if it had to wait."""
         if now >= message.expires_at:
@@ -176,6 +217,10 @@ class Dispatcher:
     async def _send(self, message: Message) -> None:
         started = monotonic()
         try:
+            if self._kept_quiet(message, self._clock.now_ms()):  # it may have waited for a slot
+                message.state = "intent"
+                self._finish(message)
+                return
             POINTS.passing("notifier.before_wire")
             outcome = await self._transport.send(
                 Push(
@@ -199,9 +244,11 @@ class Dispatcher:
     def _conclude(self, message: Message, outcome: Outcome) -> None:
         """What the provider's answer means for the message, its user and the next sends."""
         message.provider = self._transport.name
+        ANSWERS.labels(_ANSWERS[type(outcome)]).inc()
         match outcome:
             case Sent():
                 message.state, message.reason, message.provider_ref = "sent", "", outcome.provider_ref
+                MESSAGE_SECONDS.observe(max(0, self._clock.now_ms() - message.planned_at) / 1000)
             case TokenDead():
                 _not_sent(message, "failed", "token_dead")
                 self._dead.append((message.shard, message.user_id, message.token))
@@ -292,6 +339,8 @@ class Dispatcher:
                 self.put([message])
         for row in rows:
             MESSAGES.labels(row.outcome).inc()
+            if row.outcome == "suppressed":
+                SUPPRESSED.labels(row.reason).inc()
             self._relay.put(row.shard, [row])
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
-from services.notifier.domain.plan import HeldOut, Send, Suppress, Verdict
+from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.gates import Check
+from services.notifier.domain.plan import Defer, HeldOut, Send, Suppress, Verdict
 from shared.contracts.rules import Campaign
 from shared.data.db import Connection, Pool, transaction
 from shared.data.shard_owner import Owner
@@ -17,7 +19,8 @@ Write = Callable[[Connection], Awaitable[None]]
 
 class Message(msgspec.Struct, gc=False):
     """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
-    suppressed or held_out. `cause_gen`, `cause_seq`: the segmenter's ledger row it goes back to."""
+    suppressed or held_out; or held until `release_at`, then any of these. `cause_gen`, `cause_seq`: the segmenter's
+    ledger row it goes back to. The last seven fields: what the gates judge by (migration 0003)."""
 
     month: str
     message_id: str
@@ -45,6 +48,13 @@ class Message(msgspec.Struct, gc=False):
     provider: str = ""
     provider_ref: str = ""
     safety: bool = False
+    category: str = ""
+    counts: bool = False
+    content_key: str = ""
+    zone: str = ""
+    release_at: int = 0
+    held: str = ""
+    explain: str = ""
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
@@ -67,7 +77,7 @@ class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
 _COLUMNS = [name for name in Message.__struct_fields__ if name != "safety"]
 _ARRAYS = {
     "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
-    "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint",
+    "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint", "counts": "boolean", "release_at": "bigint",
 }  # fmt: skip
 _INSERT = (  # column names are the struct's own
     f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608
@@ -104,7 +114,7 @@ SELECT {", ".join(_OUTCOME_COLUMNS)} FROM notifier.outcome WHERE shard = $1 AND 
 
 
 def from_verdict(
-    verdict: Verdict, campaign: Campaign, *, shard: int, user_id: str, occurrence: str, now_ms: int
+    verdict: Verdict, campaign: Campaign, *, shard: int, user_id: str, occurrence: Occurrence, now_ms: int
 ) -> Message:
     """The row a verdict becomes; the caller adds what caused it."""
     message = Message(
@@ -115,22 +125,35 @@ def from_verdict(
         campaign=campaign.id,
         campaign_version=campaign.version,
         variant="treated",
-        occurrence=occurrence,
+        occurrence=occurrence.id,
         state="intent",
         planned_at=now_ms,
         on_unknown=campaign.on_unknown,
         safety=campaign.safety,
+        category=campaign.category,
+        explain=_explained(verdict.explain),
     )
     match verdict:
         case Send():
             message.device_id, message.token = verdict.device.id, verdict.device.token
             message.title, message.body = verdict.title, verdict.body
             message.collapse_id, message.expires_at = verdict.collapse_id, verdict.expires_at
+            message.counts, message.content_key, message.zone = verdict.counts, verdict.content_key, verdict.zone
+        case Defer():
+            message.state, message.release_at = "held", verdict.until
+            message.held = msgspec.json.encode(occurrence).decode()
         case Suppress():
             message.state, message.reason = "suppressed", verdict.reason.value
         case HeldOut():
             message.state, message.variant = "held_out", "holdout"
     return message
+
+
+def _explained(checks: Iterable[Check]) -> str:
+    """Every gate with its values, as JSON; the text a push was given stands in its row already."""
+    told = ({"gate": c.gate, "passed": c.passed, "values": {} if c.gate == "content" and c.passed else c.values}
+            for c in checks)  # fmt: skip
+    return msgspec.json.encode(list(told)).decode()
 
 
 async def insert(connection: Connection, rows: list[Message]) -> set[str]:

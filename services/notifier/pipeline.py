@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
 from services.notifier import messages, runs
-from services.notifier.book import Active, CampaignBook
+from services.notifier.book import CampaignBook
 from services.notifier.dispatch import Dispatcher
-from services.notifier.domain.campaign import Occurrence, matches, occurrence_of
-from services.notifier.domain.plan import joined_ids_of, plan
+from services.notifier.domain.campaign import matches, occurrence_of
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
+from services.notifier.holding import Holding, release
 from services.notifier.messages import Message, Months, OutcomeRow
+from services.notifier.planning import Candidate, Cause, Draft, Planner
 from services.notifier.runs import Page, Runs
 from shared.contracts.events import Feed, FeedRow, FeedTime, decode_feed
 from shared.data.db import Connection, Pool
@@ -25,7 +25,7 @@ from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import Polled
 from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock
-from shared.process.metrics import GAPS, MESSAGES, REPEATS
+from shared.process.metrics import FEED_AGE, GAPS, MESSAGES, REPEATS, SUPPRESSED
 
 log = logging.getLogger("perennial.notifier")
 
@@ -46,19 +46,6 @@ WHERE r.shard = n.shard AND r.user_id = n.user_id
 """
 
 
-@dataclass(slots=True)
-class Draft:
-    """What a batch wants written: recipients (None: gone), new messages, taps.
-
-    `joined`: by id of a message, the ids it would have had before chains of alerts were joined."""
-
-    recipients: dict[tuple[int, str], Recipient | None] = field(default_factory=dict)
-    planned: list[Message] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
-    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    taps: list[tuple[int, str, str, int]] = field(default_factory=list)
-
-
 class Notifier:
     """The worker of a `FencedReader` on `user.feed.v1`; `reader` is set by the composition root."""
 
@@ -77,14 +64,18 @@ class Notifier:
     ) -> None:
         self._pool, self._book, self._relay, self._clock = pool, book, relay, clock
         self._dispatcher, self._runs, self._months = dispatcher, runs, Months(pool)
+        self._planner, self._holding = Planner(pool, book, clock), Holding(pool)
         self._most_cached = most_cached
         self._recipients: dict[int, dict[str, Recipient | None]] = {}
         self._suspects = Suspects()
+        self._told: dict[int, int] = {}
+        FEED_AGE.set_function(self._feed_age)
 
     # -- owning ---------------------------------------------------------------------------------------
 
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
         self._recipients = {shard: {} for shard in shards}
+        self._told = {shard: at for shard, at in self._told.items() if shard in shards}
 
     async def taken(self) -> None:
         self._relay.own(self.reader.shards)
@@ -121,19 +112,27 @@ class Notifier:
         pages = await self._runs.next_pages(self._heard)
         if pages:
             await self._expand(pages)
+        await self._release()
 
     async def _expand(self, pages: list[Page]) -> None:
         """Plan the members of these pages, and note in the same transaction how far their runs have come."""
-        draft = Draft()
+        draft = Draft(self._book.in_force)
         await self._load({(page.shard, member.user_id) for page in pages for member in page.members})
-        for page in pages:
-            for member in page.members:
-                recipient = self._recipients[page.shard][member.user_id]
-                active = self._book.by_id.get(page.run.campaign)
-                occurrence = self._runs.occurrence(page.run, member)
-                if recipient is None or active is None or not self._runs.still_concerns(page.run, member, recipient):
-                    continue
-                self._plan(draft, active, recipient, occurrence, page.shard, member.entered_seq, 0, -1, page.run.run_id)
+        told = [
+            (page.run.run_id, member, Candidate(page.shard, member.user_id, active, occurrence))
+            for page in pages
+            for member in page.members
+            if (recipient := self._recipients[page.shard][member.user_id]) is not None
+            and (active := draft.rules.by_id.get(page.run.campaign)) is not None
+            and self._runs.still_concerns(page.run, member, recipient)
+            and (occurrence := self._runs.occurrence(page.run, member))
+        ]
+        await self._planner.remember(draft, (candidate for _, _, candidate in told))
+        for run_id, member, (shard, user_id, active, occurrence) in told:
+            recipient = self._recipients[shard][user_id]
+            assert recipient is not None
+            cause = Cause(0, member.entered_seq, -1, run_id)
+            self._planner.plan(draft, active, recipient, occurrence, shard, cause)
         now = self._clock.now_ms()
         writes = [self._runs.advance(page, self._heard(page.shard), now) for page in pages]
 
@@ -143,6 +142,18 @@ class Notifier:
 
         await self._commit([page.shard for page in pages], {}, draft, advance)
 
+    async def _release(self) -> None:
+        """Judge again what waited for the end of its user's quiet hours."""
+        due = await self._holding.due(self.reader.shards, self._clock.now_ms())
+        if not due:
+            return
+        draft = Draft(self._book.in_force)
+        await self._load({(held.message.shard, held.message.user_id) for held in due})
+        await self._planner.remember_held(draft, due)
+        for held in due:
+            self._planner.release(draft, held, self._recipients[held.message.shard][held.message.user_id])
+        await self._commit(sorted({held.message.shard for held in due}), {}, draft, None)
+
     async def _apply(self, polled: Polled) -> None:
         feed = {shard: [decode_feed(r.value or b"") for r in records] for shard, records in polled.records.items()}
         self._suspects.trying(polled)
@@ -150,7 +161,8 @@ class Notifier:
         await self._load(
             {(s, row.user_id) for s, rows in feed.items() for row in rows if isinstance(row, FeedRow) and row.user_id}
         )
-        draft = Draft()
+        draft = Draft(self._book.in_force)
+        await self._planner.remember(draft, _candidates(draft, feed))
         positions: dict[int, Position] = {}
         for shard, next_offset in polled.positions.items():
             records = polled.records.get(shard, [])
@@ -158,6 +170,7 @@ class Notifier:
             gen, last = position.last_gen, position.last_src
             for row in feed.get(shard, []):
                 if isinstance(row, FeedTime):
+                    self._told[shard] = row.as_of
                     continue
                 if row.gen > gen:
                     # a restored segmenter numbers on from beyond what it had published
@@ -188,41 +201,13 @@ class Notifier:
             self._recipients[shard][row.user_id] = now
             draft.recipients[shard, row.user_id] = now
         if row.kind == "opened":
-            draft.taps.append((shard, row.user_id, row.payload["message_id"], row.occurred_at))
+            self._planner.tapped(draft, shard, row.user_id, row.payload["message_id"], row.occurred_at)
         if now is None:
             return
-        for active in self._book.on_change:
+        cause = Cause(row.gen, row.seq, row.src, "")
+        for active in draft.rules.on_change:
             if matches(active.campaign.trigger, row):
-                self._plan(draft, active, now, occurrence_of(row), shard, row.seq, row.gen, row.src, "")
-
-    def _plan(
-        self,
-        draft: Draft,
-        active: Active,
-        recipient: Recipient,
-        occurrence: Occurrence,
-        shard: int,
-        seq: int,
-        gen: int,
-        src: int,
-        run_id: str,
-    ) -> None:
-        now = self._clock.now_ms()
-        campaign = active.campaign
-        verdict = plan(
-            campaign, recipient, occurrence, now, self._book.salt, active.compiled, self._book.consent_required
-        )
-        message = messages.from_verdict(
-            verdict, campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence.id, now_ms=now
-        )
-        message.cause_seq, message.cause_gen, message.cause_src, message.run_id = seq, gen, src, run_id
-        joined = joined_ids_of(campaign, recipient.user_id, occurrence)
-        # two updates of one alert are one occurrence, also where their chains were joined: the first one counts
-        if draft.ids.isdisjoint((message.message_id, *joined)):
-            draft.ids.update((message.message_id, *joined))
-            draft.planned.append(message)
-            if joined:
-                draft.joined[message.message_id] = joined
+                self._planner.plan(draft, active, now, occurrence_of(row), shard, cause)
 
     def _heard(self, shard: int) -> tuple[int, int]:
         """The last (gen, seq) of the segmenter's ledger that is applied here."""
@@ -233,7 +218,7 @@ class Notifier:
         dead = self._dispatcher.take_dead_tokens()
         if not dead:
             return
-        draft = Draft()
+        draft = Draft(self._book.in_force)
         await self._load({(shard, user_id) for shard, user_id, _ in dead})
         for shard, user_id, token in dead:
             known = self._recipients[shard].get(user_id)
@@ -285,11 +270,13 @@ class Notifier:
                 draft.planned = [m for m in draft.planned if told.isdisjoint(draft.joined.get(m.message_id, ()))]
             if draft.planned:
                 fresh.update(await messages.insert(connection, draft.planned))
-                outcomes.extend(
-                    messages.number(owners[message.shard], message, message.state, message.planned_at, real)
-                    for message in draft.planned
-                    if message.state != "intent" and message.message_id in fresh
-                )
+            if draft.released:
+                fresh.update(await release(connection, draft.released))
+            outcomes.extend(
+                messages.number(owners[message.shard], message, message.state, message.planned_at, real)
+                for message in (*draft.planned, *draft.released)
+                if message.state not in ("intent", "held") and message.message_id in fresh
+            )
             for shard, user_id, message_id, at in draft.taps:
                 found = await messages.opened(connection, message_id, user_id, at)
                 if found is not None:
@@ -304,9 +291,18 @@ class Notifier:
         await self.reader.commit(shards, positions, write)
         for row in outcomes:
             MESSAGES.labels(row.outcome).inc()
+            if row.outcome == "suppressed":
+                SUPPRESSED.labels(row.reason).inc()
             self._relay.put(row.shard, [row])
-        self._dispatcher.put([m for m in draft.planned if m.state == "intent" and m.message_id in fresh])
+        new = [m for m in (*draft.planned, *draft.released) if m.state == "intent" and m.message_id in fresh]
+        self._dispatcher.put(new)
         self._trim(shards)
+
+    def _feed_age(self) -> float:
+        """Asked at each look; nothing before the feed has told any time."""
+        if not self._told or self.reader.spare:
+            return 0.0
+        return max(0, self._clock.now_ms() - min(self._told.values())) / 1000
 
     def _trim(self, shards: list[int]) -> None:
         most = max(1000, self._most_cached // max(1, len(self._recipients)))
@@ -314,6 +310,16 @@ class Notifier:
             cache = self._recipients.get(shard, {})
             while len(cache) > most:
                 del cache[next(iter(cache))]
+
+
+def _candidates(draft: Draft, feed: Mapping[int, list[Feed]]) -> Iterator[Candidate]:
+    """What these rows may set going."""
+    for shard, rows in feed.items():
+        for row in rows:
+            if isinstance(row, FeedRow) and row.user_id:
+                for active in draft.rules.on_change:
+                    if matches(active.campaign.trigger, row):
+                        yield Candidate(shard, row.user_id, active, occurrence_of(row))
 
 
 def _of_nobody(row: Feed) -> Feed:

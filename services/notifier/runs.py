@@ -207,6 +207,6 @@ async def _joined(connection: Connection, run_ids: Iterable[str]) -> dict[str, t
     return found
 
 
-async def told(connection: Connection, message_ids: Iterable[str]) -> set[str]:
+async def told(connection: Connection | Pool, message_ids: Iterable[str]) -> set[str]:
     """Which of these messages there are."""
     return {row["message_id"] for row in await connection.fetch(_TOLD, list(message_ids))}

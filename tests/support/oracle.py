@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.contracts.events import FeedRow, decode_feed
-from tests.support import oracle_alerts, oracle_log, oracle_messages, oracle_numbers
+from tests.support import oracle_alerts, oracle_limits, oracle_log, oracle_messages, oracle_numbers
 from tests.support.oracle_fold import Shard
 from tests.support.oracle_snapshot import Snapshot, take
 
@@ -51,6 +51,7 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
         counts["users"] += len(should.people)
     found += oracle_messages.check(snapshot, repeated_sends, unknown)
     found += oracle_alerts.check(snapshot)
+    found += oracle_limits.check(snapshot)
     counts["ledger"] = len(snapshot.ledger)
     counts["ticks"] = len(snapshot.ticks)
     counts["messages"] = len(snapshot.messages)

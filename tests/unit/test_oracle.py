@@ -13,16 +13,17 @@ import msgspec
 import pytest
 
 from services.packs import load_pack
-from services.segmenter import pipeline
+from services.segmenter import loading, pipeline
 from services.segmenter.domain import dedup
 from services.segmenter.shard import Draft
 from services.segmenter.sweeper import Sweeper
-from shared.contracts.rules import Rules
+from shared.contracts.rules import Rules, Segment, Viewed
 from shared.data import shard_owner
 from shared.data.shard_owner import Owner
 from shared.process.errors import Fenced
 from tests.support import oracle
 from tests.support.miniature import Miniature
+from tests.support.shop_traffic import ShopTraffic
 from tests.support.traffic import DAY, Traffic
 
 START = 1_760_000_000.0
@@ -40,10 +41,17 @@ def differences(world: Miniature) -> list[str]:
     return oracle.judge(world.snapshot()).differences
 
 
-def live(world: Miniature, seed: int, days: float, versions: Iterable[int] = (1,), events: int = 300) -> None:
+def live(
+    world: Miniature,
+    seed: int,
+    days: float,
+    versions: Iterable[int] = (1,),
+    events: int = 300,
+    kind: type[Traffic] = Traffic,
+) -> None:
     """Users come and go for `days`, the sweep comes by now and then, the owner changes, rules change."""
     chance, order = random.Random(seed), list(versions)
-    traffic = Traffic(seed, users=12)
+    traffic = kind(seed, users=12)
     owner, now = world.owner(), START
     for number in range(events):
         now += chance.expovariate(events / (days * DAY))
@@ -89,6 +97,40 @@ def test_a_change_of_rules_in_mid_stream_is_refolded(seed: int, monkeypatch: pyt
     live(world, seed, days=50, versions=(1, 2, 3))
     assert differences(world) == []
     assert {t[5] for t in world.ticks} == {1, 2, 3}
+
+
+def shop_rules(**changed: Any) -> Rules:
+    return msgspec.structs.replace(load_pack("commerce"), campaigns=[], **changed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shop_is_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weather app becomes a shop: what an event needs loaded depends on rules that come with the same batch."""
+    other = shop_rules(
+        currency="EUR",
+        segments=[
+            Segment("undecided", "Cannot decide", viewed=Viewed(2, 3), not_ordered_days=2),
+            Segment("spenders", "Spend", least={"revenue": 5000}, ordered_days=9),
+        ],
+    )
+    world = Miniature({1: rules(), 2: shop_rules(), 3: other}, monkeypatch)
+    live(world, seed, days=60, versions=(1, 2, 2, 3), events=500, kind=ShopTraffic)
+    assert differences(world) == []
+    assert sum(n for (_, kind, name), n in world.tallies.items() if (kind, name) == ("total", "orders")) > 10
+    assert any(row.kind == "segment_exited" and row.cause_type == "tick" for row in world.ledger)
+
+
+def test_orders_folded_without_those_before_them_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner forgot to load the cold part: every order looks like the first."""
+    monkeypatch.setattr(loading, "needs_cold", lambda *_: False)
+    world = Miniature({1: shop_rules()}, monkeypatch)
+    for number in range(3):
+        scene = Scene(world)
+        scene.owner = world.owner()
+        told = {"order_id": "a", "revenue": 5.0}
+        scene.post({**opened("anna", f"m{number}"), "event": "Order Completed", "properties": told}, day=number)
+        scene.time(number + 0.1)
+    assert any("orders is 3, should be 1" in found for found in differences(world))
 
 
 def opened(user: str, message_id: str) -> dict[str, Any]:

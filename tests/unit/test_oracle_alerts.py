@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.demo.weather import feed
-from services.notifier import pipeline, runs
+from services.notifier import pipeline, planning, runs
 from services.notifier.domain import gates, plan
 from services.notifier.domain.gates import Check
 from services.notifier.runs import Runs
@@ -113,7 +113,7 @@ def one_who_left_is_told(patch: pytest.MonkeyPatch) -> None:
 
 
 def joined_chains_stay_two(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pipeline, "joined_ids_of", lambda *_: ())
+    patch.setattr(planning, "joined_ids_of", lambda *_: ())
 
 
 def consent_is_not_asked(patch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.notifier.domain.campaign import Occurrence, known_variables, matches, occurrence_of
+from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past, content_key
 from services.notifier.domain.gates import Reason
 from services.notifier.domain.personalise import compile_templates
 from services.notifier.domain.plan import (
     MAX_COLLAPSE_BYTES,
+    Defer,
     HeldOut,
     Send,
     Suppress,
@@ -30,6 +36,9 @@ from shared.contracts.rules import (
     ActivityTrigger,
     AlertTrigger,
     Campaign,
+    Cap,
+    Limits,
+    QuietHours,
     StageTrigger,
     Template,
     Trigger,
@@ -51,8 +60,15 @@ def occurrence(age_ms: int = 0, valid_ms: int | None = None) -> Occurrence:
     return Occurrence("o1", NOW - age_ms, None if valid_ms is None else NOW + valid_ms, {"change": {"to": "activated"}})
 
 
-def planned(c: Campaign, user: Recipient = USER, what: Occurrence | None = None, required: bool = False) -> Verdict:
-    return plan(c, user, what or occurrence(), NOW, "salt", compile_templates(c), required)
+def planned(
+    c: Campaign,
+    user: Recipient = USER,
+    what: Occurrence | None = None,
+    required: bool = False,
+    limits: Limits = Limits(),  # noqa: B008
+    past: Sequence[Past] = (),
+) -> Verdict:
+    return plan(c, user, what or occurrence(), NOW, "salt", compile_templates(c), required, limits, past)
 
 
 def user(**changes: Any) -> Recipient:
@@ -97,6 +113,98 @@ def test_the_first_gate_that_fails_gives_the_reason(
     assert verdict.reason is reason
     assert [check.passed for check in verdict.explain][-1] is False
     assert all(check.passed for check in verdict.explain[:-1])
+
+
+# NOW is 04:04 in Oslo, and 21:04 of the evening before in Chicago
+NIGHT = QuietHours("22:00", "07:00")
+ALL = Limits([Cap(3, hours=24), Cap(1, "day", category="lifecycle")], 60, NIGHT, 3)
+SAME = Past("m0", NOW - 2 * DAY_MS, "news", content_key(campaign(), "Hi", "Welcome to activated"))
+AWAKE = user(timezone="America/Chicago")
+FORGOTTEN = [Past(f"m{n}", NOW - 9 * DAY_MS - n, "news", "k") for n in range(3)]
+
+
+def test_every_limit_that_is_declared_is_asked_in_its_order() -> None:
+    verdict = planned(campaign(no_repeat_days=7), AWAKE, limits=ALL)
+    assert isinstance(verdict, Send)
+    asked = ["caps", "gap", "repeat", "quiet_hours", "sunset"]
+    assert [check.gate for check in verdict.explain][-6:] == ["holdout", *asked]
+    assert (verdict.counts, verdict.zone) == (True, "America/Chicago")
+
+
+@pytest.mark.parametrize(
+    ("who", "past", "reason"),
+    [
+        (USER, [Past("m1", NOW - 1, "lifecycle", SAME.content_key), *FORGOTTEN], Reason.CAP),
+        (USER, [Past("m1", PENDING, "lifecycle", SAME.content_key), *FORGOTTEN], Reason.CAP),
+        (USER, [Past("m1", NOW - 1, "news", SAME.content_key), *FORGOTTEN], Reason.GAP),
+        (USER, [SAME, *FORGOTTEN], Reason.REPEAT),
+        (USER, FORGOTTEN, Reason.QUIET_HOURS),
+        (AWAKE, FORGOTTEN, Reason.SUNSET),
+    ],
+)
+def test_the_first_limit_that_is_reached_gives_the_reason(who: Recipient, past: list[Past], reason: Reason) -> None:
+    """Each case also fails every later one; the night would be too long for a campaign that is fresh for an hour."""
+    verdict = planned(campaign(no_repeat_days=7), who, limits=ALL, past=past)
+    assert isinstance(verdict, Suppress)
+    assert (verdict.reason, verdict.explain[-1].reason) == (reason, reason)
+
+
+def test_nothing_but_consent_and_truth_binds_a_safety_campaign() -> None:
+    past = [Past(f"m{n}", NOW - n, "lifecycle", SAME.content_key) for n in range(9)]
+    verdict = planned(campaign(safety=True), limits=ALL, past=past)
+    assert isinstance(verdict, Send)
+    assert (verdict.counts, verdict.zone, verdict.explain[-1].gate) == (False, "", "holdout")
+    refused = planned(campaign(safety=True), user(push_consent=False), limits=ALL)
+    assert isinstance(refused, Suppress)
+    assert refused.reason is Reason.NO_CONSENT
+
+
+@pytest.mark.parametrize(
+    ("fresh_hours", "valid_hours", "waits"), [(3, None, True), (2, None, False), (3, 3, True), (3, 2, False)]
+)
+def test_a_push_waits_for_the_morning_where_it_will_still_be_true(
+    fresh_hours: int, valid_hours: int | None, waits: bool
+) -> None:
+    """It is 04:04 in Oslo; at 07:00 a forecast of the night is stale."""
+    what = occurrence(valid_ms=None if valid_hours is None else valid_hours * 3_600_000)
+    verdict = planned(campaign(freshness_seconds=fresh_hours * 3600), what=what, limits=Limits(quiet_hours=NIGHT))
+    if waits:
+        assert isinstance(verdict, Defer)
+        assert 0 < verdict.until - NOW < 3 * 3_600_000
+        assert verdict.until % 3_600_000 == 0
+    else:
+        assert isinstance(verdict, Suppress)
+        assert verdict.reason is Reason.QUIET_HOURS
+
+
+@given(
+    st.sampled_from(
+        ["America/New_York", "America/Chicago", "America/Phoenix", "America/Anchorage", "Pacific/Honolulu"]
+    ),
+    st.integers(1_767_225_600_000, 1_798_761_600_000),
+    st.booleans(),
+)
+def test_at_any_moment_of_a_year_a_push_goes_out_by_day_or_waits_once(zone: str, now: int, safety: bool) -> None:
+    c, who, what = campaign(safety=safety, freshness_seconds=86_400), user(timezone=zone), Occurrence("o1", now)
+    c = msgspec.structs.replace(c, templates={"en": Template("Hi", "You")})
+
+    def asked(at: int) -> Verdict:
+        return plan(c, who, what, at, "salt", compile_templates(c), limits=Limits(quiet_hours=NIGHT))
+
+    verdict = asked(now)
+    hour = datetime.fromtimestamp(now / 1000, UTC).astimezone(ZoneInfo(zone)).hour
+    if safety or 7 <= hour < 22:
+        assert isinstance(verdict, Send)
+    else:
+        assert isinstance(verdict, Defer)
+        assert isinstance(asked(verdict.until), Send)
+        assert isinstance(asked(verdict.until - 1), Defer)
+
+
+def test_who_is_held_out_is_drawn_before_limits_are_asked() -> None:
+    """Those held out are pushed to less: what depends on earlier pushes must not sort them from the others."""
+    verdict = planned(campaign(holdout_percent=100.0), limits=ALL, past=FORGOTTEN)
+    assert isinstance(verdict, HeldOut)
 
 
 def test_who_is_held_out_would_have_been_sent() -> None:

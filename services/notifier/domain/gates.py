@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
+from services.notifier.domain import frequency_cap, quiet_hours
 from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.frequency_cap import Past
 from services.notifier.domain.holdout import held_out
 from services.notifier.domain.recipient import Recipient
-from shared.contracts.rules import Campaign
+from shared.contracts.rules import Campaign, Limits, QuietHours
 
 
 class Reason(StrEnum):
@@ -23,6 +27,12 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     ABORTED = "aborted"
     UNRENDERABLE = "unrenderable"
+    CAP = "cap"
+    GAP = "gap"
+    REPEAT = "repeat"
+    QUIET_HOURS = "quiet_hours"
+    SUNSET = "sunset"
+    LEFT_AUDIENCE = "left_audience"
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -66,3 +76,44 @@ def holdout(campaign: Campaign, recipient: Recipient, salt: str) -> Check:
     percent = 0.0 if campaign.safety else campaign.holdout_percent
     out = percent > 0 and held_out(campaign.id, salt, recipient.assignment_id or recipient.user_id, percent)
     return Check("holdout", not out, {"holdout_percent": percent, "safety": campaign.safety})
+
+
+def caps(limits: Limits, campaign: Campaign, past: Sequence[Past], zone: ZoneInfo, now_ms: int) -> Check:
+    """Every cap that binds the campaign has room for one more push."""
+    asked: list[dict[str, Any]] = [
+        {
+            "most": cap.most,
+            "used": frequency_cap.used(cap, past, zone, now_ms),
+            "window": f"{cap.hours} hours" if cap.window == "rolling" else cap.window,
+            "category": cap.category or None,
+        }
+        for cap in limits.caps
+        if frequency_cap.binds(cap, campaign.category)
+    ]
+    room = all(cap["used"] < cap["most"] for cap in asked)
+    return Check("caps", room, {"caps": asked, "zone": zone.key}, Reason.CAP)
+
+
+def gap(limits: Limits, past: Sequence[Past], now_ms: int) -> Check:
+    last_at = frequency_cap.last_at(past, now_ms)
+    passed = last_at is None or now_ms - last_at >= limits.gap_minutes * 60_000
+    return Check("gap", passed, {"gap_minutes": limits.gap_minutes, "last_at": last_at}, Reason.GAP)
+
+
+def repeat(campaign: Campaign, key: str, past: Sequence[Past], now_ms: int) -> Check:
+    repeats = frequency_cap.repeats(campaign, key, past, now_ms)
+    values = {"no_repeat_days": campaign.no_repeat_days, "offer": campaign.offer or None, "repeats": repeats}
+    return Check("repeat", not repeats, values, Reason.REPEAT)
+
+
+def quiet(hours: QuietHours, zone: ZoneInfo, now_ms: int) -> Check:
+    """Not within the quiet hours of the user's zone; `until` says when they are over."""
+    until = quiet_hours.quiet_until(hours, zone, now_ms)
+    values = {"from": hours.from_, "to": hours.to, "zone": zone.key, "until": until}
+    return Check("quiet_hours", until is None, values, Reason.QUIET_HOURS)
+
+
+def sunset(limits: Limits, past: Sequence[Past], now_ms: int) -> Check:
+    unanswered = frequency_cap.unanswered(past, now_ms)
+    passed = unanswered < limits.sunset_pushes
+    return Check("sunset", passed, {"sunset_pushes": limits.sunset_pushes, "unanswered": unanswered}, Reason.SUNSET)

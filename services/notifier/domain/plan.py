@@ -1,22 +1,26 @@
-"""What becomes of one occurrence for one user under one campaign: sent, suppressed or held out, and why."""
+"""What becomes of one occurrence for one user under one campaign: sent, held, suppressed or held out, and why."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec.structs import replace
 
 from services.notifier.domain import gates
 from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.frequency_cap import Past, content_key
 from services.notifier.domain.gates import Check, Reason
 from services.notifier.domain.personalise import Aborted, Compiled, Rendered, Unrenderable, render
+from services.notifier.domain.quiet_hours import zone_named
 from services.notifier.domain.recipient import Recipient
 from shared.contracts.events import Device
 from shared.contracts.identifiers import push_message_id
-from shared.contracts.rules import Campaign
+from shared.contracts.rules import Campaign, Limits
 from shared.process.clock import iso, month_of
 
 MAX_COLLAPSE_BYTES = 64
@@ -24,7 +28,11 @@ MAX_COLLAPSE_BYTES = 64
 
 
 class Send(msgspec.Struct, frozen=True):
-    """One push to the user's most recently set device. It must not be shown after `expires_at`."""
+    """One push to the user's most recently set device. It must not be shown after `expires_at`.
+
+    `counts`: it uses caps up, with `content_key` as what must not be repeated. `zone`: whose quiet hours it must
+    not go out in, also if it has to wait (empty: none bind it).
+    """
 
     message_id: str
     device: Device
@@ -33,6 +41,17 @@ class Send(msgspec.Struct, frozen=True):
     collapse_id: str
     ttl_seconds: int
     expires_at: int
+    explain: tuple[Check, ...]
+    counts: bool
+    content_key: str
+    zone: str
+
+
+class Defer(msgspec.Struct, frozen=True):
+    """To be planned again at `until`, the end of the user's quiet hours; fresh and valid even then."""
+
+    message_id: str
+    until: int
     explain: tuple[Check, ...]
 
 
@@ -50,7 +69,8 @@ class HeldOut(msgspec.Struct, frozen=True):
     explain: tuple[Check, ...]
 
 
-Verdict = Send | Suppress | HeldOut
+Verdict = Send | Defer | Suppress | HeldOut
+_NO_LIMITS = Limits()
 
 
 def plan(
@@ -61,15 +81,22 @@ def plan(
     salt: str,
     compiled: Compiled,
     consent_required: bool = False,
+    limits: Limits = _NO_LIMITS,
+    past: Sequence[Past] = (),
+    message_id: str = "",
 ) -> Verdict:
-    """Decide, in the order: enabled, consent, device, freshness, validity, content, holdout.
+    """Decide, in the order: enabled, consent, device, freshness, validity, content, holdout, caps, gap, repeat,
+    quiet hours, sunset; the last five where the rules declare them.
 
     One message per user, to the most recently set device: a user with a phone and a tablet is told once.
-    Safety campaigns are never held out; every other gate binds them too. The holdout comes last, so that
-    those held out are like those sent in every respect; that is what makes the two comparable.
-    `explain` holds every gate asked, in order; the first that does not pass is the last.
+    Safety campaigns are never held out, and none of the last five binds them; every other gate does. The holdout
+    comes before what depends on earlier pushes, which those held out have fewer of: up to there they are like those
+    sent in every respect, and whoever is stopped behind it still counts as treated.
+    `past`: pushes that count, of at least the rules' horizon. `message_id`: of a message that was kept already
+    (default: the occurrence's). `explain` holds every gate asked, in order; the first
+    that does not pass is the last.
     """
-    message_id = message_id_of(campaign, recipient.user_id, occurrence)
+    message_id = message_id or message_id_of(campaign, recipient.user_id, occurrence)
     explain: list[Check] = []
     for check in (
         gates.enabled(campaign),
@@ -94,6 +121,18 @@ def plan(
     if not explain[-1].passed:
         return HeldOut(message_id, tuple(explain))
 
+    zone = zone_named(recipient.timezone, limits.quiet_hours.zone)
+    key = content_key(campaign, text.title, text.body)
+    if not campaign.safety:
+        for check in _limits(limits, campaign, key, past, zone, now_ms):
+            explain.append(check)
+            if not check.passed:
+                assert check.reason is not None
+                until = check.values.get("until")
+                if until is not None and _good_at(campaign, occurrence, until):
+                    return Defer(message_id, until, tuple(explain))
+                return Suppress(message_id, check.reason, _detail(check), tuple(explain))
+
     ttl_seconds = campaign.ttl_seconds
     if occurrence.valid_until is not None:
         ttl_seconds = min(ttl_seconds, (occurrence.valid_until - now_ms) // 1000)
@@ -106,7 +145,31 @@ def plan(
         ttl_seconds=ttl_seconds,
         expires_at=now_ms + ttl_seconds * 1000,
         explain=tuple(explain),
+        counts=not campaign.safety,
+        content_key=key,
+        zone=zone.key if limits.quiet_hours.from_ and not campaign.safety else "",
     )
+
+
+def _limits(
+    limits: Limits, campaign: Campaign, key: str, past: Sequence[Past], zone: ZoneInfo, now_ms: int
+) -> Iterator[Check]:
+    """The gates that bind how often and when, where they are declared."""
+    if limits.caps:
+        yield gates.caps(limits, campaign, past, zone, now_ms)
+    if limits.gap_minutes:
+        yield gates.gap(limits, past, now_ms)
+    if campaign.no_repeat_days:
+        yield gates.repeat(campaign, key, past, now_ms)
+    if limits.quiet_hours.from_:
+        yield gates.quiet(limits.quiet_hours, zone, now_ms)
+    if limits.sunset_pushes:
+        yield gates.sunset(limits, past, now_ms)
+
+
+def _good_at(campaign: Campaign, occurrence: Occurrence, then_ms: int) -> bool:
+    """Whether waiting until then is worth it: the occurrence is still fresh and valid."""
+    return gates.freshness(campaign, occurrence, then_ms).passed and gates.validity(occurrence, then_ms).passed
 
 
 def message_id_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> str:

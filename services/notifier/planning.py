@@ -1,0 +1,167 @@
+"""What becomes of a batch's occurrences: judged one after the other, each by all that was sent before it.
+
+What counts against a user's limits is read once for the whole batch, with the ids of messages there are already; what
+the batch itself plans is added in memory. All of it is written in one commit under the owner's fence, so a limit is
+used up by what is committed and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from services.notifier import history, messages, runs
+from services.notifier.book import Active, CampaignBook, Definitions
+from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
+from services.notifier.domain.gates import Reason, freshness
+from services.notifier.domain.plan import Send, joined_ids_of, message_id_of, plan
+from services.notifier.domain.recipient import Recipient
+from services.notifier.history import Key
+from services.notifier.holding import Held, not_sent
+from services.notifier.messages import Message
+from shared.data.db import Pool
+from shared.process.clock import Clock
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a batch wants written: recipients (None: gone), new messages, messages released, taps.
+
+    `rules`: the definitions it is planned by, whatever comes into force meanwhile. `joined`: by id of a message, the
+    ids it would have had before chains of alerts were joined. `past`: pushes that count, by user. `kept`: which of
+    the batch's messages there are already."""
+
+    rules: Definitions
+    recipients: dict[Key, Recipient | None] = field(default_factory=dict)
+    planned: list[Message] = field(default_factory=list)
+    released: list[Message] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    taps: list[tuple[int, str, str, int]] = field(default_factory=list)
+    past: dict[Key, list[Past]] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+
+
+class Candidate(NamedTuple):
+    """What may be planned for a user."""
+
+    shard: int
+    user_id: str
+    active: Active
+    occurrence: Occurrence
+
+
+class Cause(NamedTuple):
+    """What a message goes back to: the segmenter's ledger row, and the raw record or the run."""
+
+    gen: int
+    seq: int
+    src: int
+    run_id: str
+
+
+class Planner:
+    def __init__(self, pool: Pool, book: CampaignBook, clock: Clock) -> None:
+        self._pool, self._book, self._clock = pool, book, clock
+
+    async def remember(self, draft: Draft, candidates: Iterable[Candidate]) -> None:
+        """Read what the limits of these are judged by; must come before the first of them is planned.
+
+        A message that is there already would use its user's limits up a second time; so their ids are read, too. What
+        is stale even now, as most of an import is, never comes to its limits."""
+        if not draft.rules.history_days:
+            return
+        now = self._clock.now_ms()
+        bound = [
+            one
+            for one in candidates
+            if not one.active.campaign.safety and freshness(one.active.campaign, one.occurrence, now).passed
+        ]
+        keys = {(one.shard, one.user_id) for one in bound}
+        draft.past = await history.load(self._pool, keys, self._since(draft))
+        ids = {i for one in bound for i in _ids(one.active, one.user_id, one.occurrence)}
+        draft.kept = await runs.told(self._pool, ids) if ids else set()
+
+    async def remember_held(self, draft: Draft, due: Iterable[Held]) -> None:
+        """As `remember`, for messages that were kept and are planned again."""
+        if draft.rules.history_days:
+            keys = {(held.message.shard, held.message.user_id) for held in due}
+            draft.past = await history.load(self._pool, keys, self._since(draft))
+
+    def plan(
+        self, draft: Draft, active: Active, recipient: Recipient, occurrence: Occurrence, shard: int, cause: Cause
+    ) -> None:
+        """Plan a message, unless there is one of the occurrence already: two updates of one alert are one occurrence,
+        also where their chains were joined, and the first one counts."""
+        ids = _ids(active, recipient.user_id, occurrence)
+        if not draft.ids.isdisjoint(ids) or not draft.kept.isdisjoint(ids):
+            return
+        message = self._judged(draft, active, recipient, occurrence, shard, ids[0])
+        message.cause_gen, message.cause_seq, message.cause_src, message.run_id = cause
+        draft.ids.update(ids)
+        draft.planned.append(message)
+        if len(ids) > 1:
+            draft.joined[message.message_id] = ids[1:]
+
+    def release(self, draft: Draft, held: Held, recipient: Recipient | None) -> None:
+        """Judge a held message anew, as everything is now; only its id and what caused it stay."""
+        old, active = held.message, draft.rules.by_id.get(held.message.campaign)
+        if active is None:
+            draft.released.append(not_sent(old, Reason.PAUSED, self._clock.now_ms()))
+        elif recipient is None:
+            draft.released.append(not_sent(old, Reason.NO_DEVICE, self._clock.now_ms()))
+        elif not held.concerned:
+            draft.released.append(not_sent(old, Reason.LEFT_AUDIENCE, self._clock.now_ms()))
+        else:
+            message = self._judged(draft, active, recipient, held.occurrence, old.shard, old.message_id)
+            message.cause_gen, message.cause_seq, message.cause_src = old.cause_gen, old.cause_seq, old.cause_src
+            message.run_id, message.release_at = old.run_id, message.release_at or old.release_at
+            draft.released.append(message)
+
+    def tapped(self, draft: Draft, shard: int, user_id: str, message_id: str, at: int) -> None:
+        """Note a tap, also for what the same batch plans behind it."""
+        draft.taps.append((shard, user_id, message_id, at))
+        if past := draft.past.get((shard, user_id)):
+            past[:] = [replace(one, opened=True) if one.message_id == message_id else one for one in past]
+
+    def _judged(
+        self,
+        draft: Draft,
+        active: Active,
+        recipient: Recipient,
+        occurrence: Occurrence,
+        shard: int,
+        message_id: str,
+    ) -> Message:
+        now, rules, key = self._clock.now_ms(), draft.rules, (shard, recipient.user_id)
+        verdict = plan(
+            active.campaign,
+            recipient,
+            occurrence,
+            now,
+            self._book.salt,
+            active.compiled,
+            rules.consent_required,
+            rules.limits,
+            draft.past.get(key, ()),
+            message_id,
+        )
+        if isinstance(verdict, Send) and verdict.counts and rules.history_days:
+            reserved = Past(verdict.message_id, PENDING, active.campaign.category, verdict.content_key)
+            draft.past.setdefault(key, []).append(reserved)
+        return messages.from_verdict(
+            verdict, active.campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence, now_ms=now
+        )
+
+    def _since(self, draft: Draft) -> int:
+        return self._clock.now_ms() - draft.rules.history_days * DAY_MS
+
+
+def _ids(active: Active, user_id: str, occurrence: Occurrence) -> tuple[str, ...]:
+    """The message's id, and those it may have been kept under."""
+    campaign = active.campaign
+    return (message_id_of(campaign, user_id, occurrence), *joined_ids_of(campaign, user_id, occurrence))
