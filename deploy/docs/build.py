@@ -23,11 +23,48 @@ _METRICS_HEAD = """\
 
 Every service answers `GET /metrics` on its own port, in Prometheus' text format. This page is written from
 `shared/process/metrics.py`, where each metric is declared once (`python deploy/docs/build.py`). Labels come from closed
-sets; no user, token or message id is ever one. Histograms are in seconds.
+sets; no user, token or message id is ever one. Histograms are in seconds. Beside these each process tells
+`process_cpu_seconds_total` (one core each: a rate near 1 is full) and `process_resident_memory_bytes`. Alerts and
+dashboard: `docs/operations.md`. Where to look first (`perennial_` left out):
+
+{signals}
 
 | Metric | Kind | Labels | Meaning | When it moves |
 |---|---|---|---|---|
 """
+
+_SIGNALS = {
+    "": ("Traffic", "Errors", "Time", "How full"),
+    "gateway": (
+        "`gateway_events_total`",
+        "`gateway_requests_total`, `gateway_broker_away`",
+        "`gateway_request_seconds`",
+        "`gateway_in_flight_bytes`",
+    ),
+    "ingest": (
+        "`ingest_decisions_total`",
+        "`ingest_rejections_total`, `transient_failures_total`",
+        "`event_age_seconds`",
+        "`input_lag_records`",
+    ),
+    "segmenter": (
+        "`segmenter_events_total`, `segmenter_changes_total`",
+        "`gap_records_total`, `bugs_total`, `fenced_total`",
+        "`event_age_seconds`, `batch_seconds`, `segmenter_due_lateness_seconds`",
+        "`input_lag_records`, `segmenter_watermark_age_seconds`, `relay_pending_rows`",
+    ),
+    "notifier": (
+        "`notifier_messages_total`, `notifier_alerts_total`",
+        "`notifier_provider_answers_total`, `gap_records_total`, `bugs_total`",
+        "`notifier_message_seconds`, `notifier_send_seconds`",
+        "`notifier_waiting_messages`, `notifier_feed_age_seconds`, `input_lag_records`",
+    ),
+}
+
+
+def signals() -> str:
+    rows = [f"| {service} | {' | '.join(cells)} |" for service, cells in _SIGNALS.items()]
+    return "\n".join([rows[0], "|---|---|---|---|---|", *rows[1:]])
 
 
 def asyncapi() -> str:
@@ -40,7 +77,7 @@ def metrics() -> str:
         f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} | {m.action} |"
         for m in DECLARED
     ]
-    return _METRICS_HEAD + "\n".join(rows) + "\n"
+    return _METRICS_HEAD.format(signals=signals()) + "\n".join(rows) + "\n"
 
 
 def main(arguments: list[str]) -> int:

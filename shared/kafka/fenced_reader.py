@@ -28,7 +28,7 @@ from shared.process.clock import monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import Fatal, Fenced, LogReplaced, Transient
 from shared.process.http import Health
-from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, OWNED_SHARDS, TRANSIENT
+from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, LAG, OWNED_SHARDS, TRANSIENT, begin
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.owner")
@@ -92,6 +92,8 @@ class FencedReader:
         self._generation = -1
         self._failed: Exception | None = None
         self._turn = asyncio.Lock()
+        begin(service)
+        LAG.labels(service).set_function(lambda: float(self._consumer.lag()))
 
     async def run(self) -> None:
         """Serve for ever; ends only by an exception. `Fatal` where going on would lose or double."""
@@ -180,6 +182,11 @@ class FencedReader:
     def doubt(self, error: Exception) -> None:
         """A commit made outside `run` failed: have `run` do what it does when its own fails."""
         self._failed = error
+
+    @property
+    def spare(self) -> bool:
+        """Whether every shard is with others; not so while shards are only let go to be acquired anew."""
+        return self._generation == self._consumer.generation and not self.shards
 
     def advanced(self, shard: int, last: InRecord | None, next_offset: int, **numbers: int) -> Position:
         """The shard's position behind `last` (None: nothing but holes was read)."""

@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 from shared.kafka.sender import Record, Sender
 from shared.process.crash import POINTS
 from shared.process.errors import Transient
-from shared.process.metrics import RELAY_PENDING, TRANSIENT
+from shared.process.metrics import RELAY_PENDING, RELAYED, TRANSIENT
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.relay")
@@ -55,6 +55,8 @@ class Relay(Generic[R]):
         self._most = most_pending
         self._room = asyncio.Event()
         self._room.set()
+        RELAYED.labels(service)
+        RELAY_PENDING.labels(service)
 
     def own(self, shards: Iterable[int]) -> None:
         """Serve these shards and no others; queued rows of lost ones are dropped: their next owner reads
@@ -132,6 +134,7 @@ class Relay(Generic[R]):
                 await self._send_until_done(shard, published)
             finally:
                 self._settle(len(rows))
+            RELAYED.labels(self._service).inc(len(rows))
             last = max(p.seq for p in published)
             self._acknowledged[shard] = max(last, self._acknowledged.get(shard, 0))
 

@@ -155,6 +155,17 @@ class ShardConsumer:
             return False, 0
         return highwater is not None and position >= highwater, polled or 0
 
+    def lag(self) -> int:
+        """Records between the positions read and the ends as last told by the broker; unknown ends count nothing."""
+        behind = 0
+        for shard, position in self._positions.items():
+            try:
+                highwater = self._consumer.highwater(self._tp(shard))
+            except (IllegalStateError, AssertionError):
+                continue  # no longer assigned
+            behind += max(0, (highwater or 0) - position)
+        return behind
+
     def show(self, positions: Mapping[int, int]) -> None:
         """Tell the broker where we are, in the background and every few seconds: for lag dashboards only,
         never read back."""

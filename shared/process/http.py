@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
 import uvicorn
@@ -15,6 +15,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from shared.process.clock import monotonic
+from shared.process.metrics import API_REQUESTS, API_SECONDS
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_UNCOUNTED = {"/healthz", "/readyz", "/metrics"}
 
 
 class ApiError(Exception):
@@ -57,9 +65,37 @@ class Health:
         return [name for name, (at, span) in self._beats.items() if now - at > span]
 
 
+class _Counted:
+    """Counts the answers of an API and their time; what machines ask every few seconds is not among them."""
+
+    def __init__(self, app: App, service: str) -> None:
+        self._app, self._service = app, service
+        self._seconds = API_SECONDS.labels(service)
+        API_REQUESTS.labels(service, "500")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+            await self._app(scope, receive, send)
+            return
+        began, status = monotonic(), 500
+
+        async def noting(message: Scope) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            API_REQUESTS.labels(self._service, str(status)).inc()
+            self._seconds.observe(monotonic() - began)
+
+
 def service_app(name: str, health: Health, **options: Any) -> FastAPI:
     """A FastAPI app with the routes and the error form that all services share."""
     app = FastAPI(title=f"Perennial {name}", **options)
+    app.add_middleware(_Counted, service=name)
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> JSONResponse:

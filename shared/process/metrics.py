@@ -5,10 +5,12 @@ Services import theirs by name; docs/metrics.md is made from `DECLARED` and chec
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
+_SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -34,9 +36,9 @@ def _gauge(name: str, meaning: str, action: str, *labels: str) -> Gauge:
     return Gauge(name, meaning, labels)
 
 
-def _histogram(name: str, meaning: str, action: str, *labels: str) -> Histogram:
+def _histogram(name: str, meaning: str, action: str, *labels: str, buckets: tuple[float, ...] = _FAST) -> Histogram:
     DECLARED.append(Declared(name, "histogram", meaning, action, labels))
-    return Histogram(name, meaning, labels, buckets=_FAST)
+    return Histogram(name, meaning, labels, buckets=buckets)
 
 
 # gateway
@@ -55,6 +57,12 @@ GATEWAY_SECONDS = _histogram(
 GATEWAY_BYTES_IN_FLIGHT = _gauge(
     "perennial_gateway_in_flight_bytes", "Bytes of events waiting for the broker.", "At its bound: 429s follow."
 )
+GATEWAY_BYTES_BOUND = _gauge(
+    "perennial_gateway_in_flight_bound_bytes", "Bytes the gateway holds at most before it answers 429.", ""
+)
+GATEWAY_BROKER_AWAY = _gauge(
+    "perennial_gateway_broker_away", "1 while the broker cannot be written to, else 0.", "1: posts are answered 503."
+)
 # ingest
 INGEST_DECISIONS = _counter(
     "perennial_ingest_decisions_total",
@@ -69,6 +77,21 @@ INGEST_RESUMES = _counter(
     "perennial_ingest_resumes_total",
     "Partitions resumed from their last durable decision.",
     "Steadily rising: sends to app.events.v1 fail.",
+)
+# ingest, segmenter and notifier: how far behind
+LAG = _gauge(
+    "perennial_input_lag_records",
+    "Records between what this process has read of its input topic and the newest the broker told of.",
+    "Growing: the service is too slow, or stands.",
+    "service",
+)
+EVENT_AGE = _histogram(
+    "perennial_event_age_seconds",
+    "Since the gateway received it, the oldest event of a batch: when ingest's decision was acknowledged, when the"
+    " segmenter's commit was done (product time).",
+    "Rising: this step or the one before it is slow.",
+    "service",
+    buckets=_SLOW,
 )
 # segmenter and notifier: the spine
 FENCED = _counter(
@@ -104,6 +127,9 @@ BUGS = _counter(
 RELAY_PENDING = _gauge(
     "perennial_relay_pending_rows", "Committed rows not yet acknowledged by the broker.", "Growing: broker.", "service"
 )
+RELAYED = _counter(
+    "perennial_relay_rows_total", "Committed rows the broker acknowledged.", "Zero while rows wait: broker.", "service"
+)
 # segmenter
 SEGMENTER_EVENTS = _counter(
     "perennial_segmenter_events_total", "Events folded into users: applied or duplicate.", "", "outcome"
@@ -118,14 +144,80 @@ DUE_LATENESS = _histogram(
 WATERMARK_AGE = _gauge(
     "perennial_segmenter_watermark_age_seconds",
     "Age of the oldest shard's watermark (product time).",
-    "Growing: ingest is behind or down.",
+    "Growing: ingest or the segmenter is behind or down.",
+)
+CACHED_USERS = _gauge("perennial_segmenter_cached_users", "Users kept in memory.", "At its bound: more reads.")
+STAGE_USERS = _gauge(
+    "perennial_segmenter_stage_users", "Users of this process's shards by stage, as the pack names them.", "", "stage"
+)
+ACTIVITY_USERS = _gauge(
+    "perennial_segmenter_activity_users", "Users of this process's shards by activity.", "", "activity"
 )
 # notifier
 MESSAGES = _counter(
     "perennial_notifier_messages_total",
-    "Verdicts on messages: sent, suppressed, held_out, failed, unknown.",
+    "What became of messages: sent, suppressed, held_out, failed, unknown, opened.",
     "failed or unknown rising: look at the provider.",
     "outcome",
 )
+SUPPRESSED = _counter(
+    "perennial_notifier_suppressed_total",
+    "Messages not sent, by the reason that kept them back.",
+    "expired or stale rising: the notifier is behind.",
+    "reason",
+)
+ANSWERS = _counter(
+    "perennial_notifier_provider_answers_total",
+    "Calls to the provider by what came of them: sent, token_dead, refused, throttled, unauthorised, unavailable,"
+    " unknown.",
+    "throttled: too fast for the provider; unauthorised: the service account; unavailable, unknown: the provider.",
+    "answer",
+)
+WAITING = _gauge(
+    "perennial_notifier_waiting_messages",
+    "Messages planned and waiting for their call to the provider.",
+    "Growing: the provider is slow or refuses, or sending is stopped.",
+)
+IN_FLIGHT = _gauge(
+    "perennial_notifier_calls_in_flight", "Calls to the provider under way.", "At its bound: the provider is slow."
+)
+SENDING = _gauge(
+    "perennial_notifier_sending", "0 while all sending is stopped (`POST /v1/kill`), else 1.", "0: somebody stopped it."
+)
+MESSAGE_SECONDS = _histogram(
+    "perennial_notifier_message_seconds",
+    "From a message's plan to the provider's yes (product time).",
+    "Rising: the provider, or more messages than it takes.",
+    buckets=_SLOW,
+)
+FEED_AGE = _gauge(
+    "perennial_notifier_feed_age_seconds",
+    "Age of the oldest shard's time, as the feed last told it (product time).",
+    "Growing while the segmenter's watermark is young: the notifier is behind, or the relay.",
+)
 SEND_SECONDS = _histogram("perennial_notifier_send_seconds", "Time of one call to the provider.", "Rising: provider.")
 ALERTS = _counter("perennial_notifier_alerts_total", "Weather alerts by verdict.", "", "verdict")
+
+# every service with an API
+API_REQUESTS = _counter(
+    "perennial_api_requests_total",
+    "Answers of a service's API by HTTP status; health, metrics and tracking calls are not among them.",
+    "5xx: Postgres, or read the log.",
+    "service",
+    "status",
+)
+API_SECONDS = _histogram(
+    "perennial_api_request_seconds", "Time of an API call.", "Rising: Postgres.", "service", buckets=_FAST
+)
+
+
+def begin(service: str) -> None:
+    """Have what should never be counted stand at zero from the start: a rate misses the first of a new series."""
+    for metric in (FENCED, REPEATS, GAPS, TRANSIENT, BUGS):
+        metric.labels(service)
+
+
+def begin_each(metric: Counter, values: Iterable[str]) -> None:
+    """The same for a metric whose one label takes these values."""
+    for value in values:
+        metric.labels(value)

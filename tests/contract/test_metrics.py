@@ -52,3 +52,11 @@ def test_every_metric_is_used() -> None:
     assert not {
         name for name in names if not re.search(rf"\b{name}\.", text) and not re.search(rf"\b{name}\b.*\)\.", text)
     }
+
+
+def test_the_page_says_where_to_look_first_in_each_service() -> None:
+    page = (ROOT / "docs/metrics.md").read_text()
+    for service in ("gateway", "ingest", "segmenter", "notifier"):
+        (row,) = re.findall(rf"^\| {service} \|(.*)\|$", page, re.MULTILINE)
+        named = re.findall(r"`(\w+)`", row)
+        assert len(named) >= 4 and {f"perennial_{name}" for name in named} <= {metric.name for metric in DECLARED}

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from shared.process import http
 from shared.process.http import ApiError, Health, service_app
-from shared.process.metrics import DECLARED
+from shared.process.metrics import API_REQUESTS, DECLARED
 
 
 class _Time:
@@ -95,3 +95,15 @@ def test_details_and_headers_travel(client: TestClient) -> None:
     answer = client.get("/things/0")
     assert answer.json()["details"] == {"by": "you"}
     assert answer.headers["retry-after"] == "3"
+
+
+def test_api_calls_are_counted_and_what_machines_ask_is_not(client: TestClient) -> None:
+    """A scrape every few seconds would hide how many calls fail."""
+
+    def counted(status: str) -> float:
+        return API_REQUESTS.labels("test", status)._value.get()  # type: ignore[no-any-return]
+
+    before = {status: counted(status) for status in ("200", "404", "409", "500")}
+    for path in ("/things/5", "/things/0", "/things/1", "/nowhere", "/healthz", "/readyz", "/metrics"):
+        client.get(path)
+    assert {status: counted(status) - was for status, was in before.items()} == dict.fromkeys(before, 1)

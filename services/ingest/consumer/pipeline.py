@@ -21,7 +21,16 @@ from shared.process.clock import Clock, monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import LogReplaced, Transient
 from shared.process.http import Health
-from shared.process.metrics import INGEST_DECISIONS, INGEST_REJECTIONS, INGEST_RESUMES, OWNED_SHARDS, TRANSIENT
+from shared.process.metrics import (
+    EVENT_AGE,
+    INGEST_DECISIONS,
+    INGEST_REJECTIONS,
+    INGEST_RESUMES,
+    LAG,
+    OWNED_SHARDS,
+    TRANSIENT,
+    begin_each,
+)
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.ingest")
@@ -72,6 +81,10 @@ class Pipeline:
         self._generation = -1
         self._intake: Intake | None = None
         self._rules_version = 0
+        TRANSIENT.labels("ingest")
+        begin_each(INGEST_DECISIONS, ("accepted", "rejected", "moved"))
+        LAG.labels("ingest").set_function(lambda: float(self._consumer.lag()))
+        self._age = EVENT_AGE.labels("ingest")
 
     def use_rules(self, version: int, intake: Intake) -> None:
         self._rules_version, self._intake = version, intake
@@ -190,6 +203,8 @@ class Pipeline:
             standing, last = self._partitions[p], polled.records[p][-1]
             standing.src, standing.digest = last.offset, record_digest(last.key, last.value)
             standing.rules = self._rules_version
+            first = _raw(polled.records[p][0], self._clock.now_ms())
+            self._age.observe(max(0, self._clock.now_ms() - first.received_at) / 1000)
         for p, position in polled.positions.items():
             self._partitions[p].position = position
         if failed:

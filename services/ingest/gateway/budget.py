@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.process.metrics import GATEWAY_BYTES_IN_FLIGHT
+from shared.process.metrics import GATEWAY_BYTES_BOUND, GATEWAY_BYTES_IN_FLIGHT
 
 
 class Budget:
@@ -11,6 +11,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        GATEWAY_BYTES_BOUND.set(limit)
         GATEWAY_BYTES_IN_FLIGHT.set_function(lambda: float(self.used))
 
     def take(self, size: int) -> bool:

@@ -23,7 +23,7 @@ from services.ingest.gateway.records import (
     records_by_partition,
 )
 from shared.process.clock import Clock, monotonic
-from shared.process.metrics import GATEWAY_EVENTS, GATEWAY_REQUESTS, GATEWAY_SECONDS
+from shared.process.metrics import GATEWAY_BROKER_AWAY, GATEWAY_EVENTS, GATEWAY_REQUESTS, GATEWAY_SECONDS
 
 log = logging.getLogger("perennial.gateway")
 
@@ -127,7 +127,9 @@ class Tracking:
             clock,
             body_seconds,
         )
-        self._answered = {200: GATEWAY_REQUESTS.labels("200")}
+        # a rate misses the first of a new series, so those that call for somebody stand at zero from the start
+        self._answered = {status: GATEWAY_REQUESTS.labels(str(status)) for status in (200, 429, 500, 503)}
+        GATEWAY_BROKER_AWAY.set_function(lambda: float(bool(outlet.away)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = _ROUTES.get(scope["path"]) if scope["type"] == "http" else None
