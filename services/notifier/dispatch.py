@@ -8,6 +8,7 @@ given up as unknown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -58,6 +59,9 @@ _WAITED_SECONDS = 5.0
 """A message older than this when its turn comes is judged again."""
 _MOST_ATTEMPTS = 8
 _GATHER_SECONDS = 0.1
+_GATHER_OUTCOMES = 200
+_MOST_UNWRITTEN = 400
+"""So many outcomes at most are known here alone: what a crash may lose of them, and of the calls under way."""
 _FAREWELL_SECONDS = 3.0
 _QUIET_SECONDS = 5.0
 """How often a message that ran into quiet hours is looked at again: product time may run faster than real time."""
@@ -90,6 +94,9 @@ class Dispatcher:
         self._in_flight: dict[str, asyncio.Task[None]] = {}
         self._finished: dict[str, Message] = {}
         self._settle_wanted = asyncio.Event()
+        self._many_finished = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
         self._dead: list[tuple[int, str, str]] = []
         self._pause_until = 0.0
         begin_each(ANSWERS, _ANSWERS.values())
@@ -120,6 +127,7 @@ class Dispatcher:
 
     def disown(self) -> None:
         self._shards = frozenset()
+        self._room.set()
         self._queue.clear()
         self._later.clear()
 
@@ -184,6 +192,7 @@ class Dispatcher:
         for message in ready:
             if message.message_id in noted:
                 message.state, message.attempts = "attempted", message.attempts + 1
+                await self._room.wait()
                 await self._slots.acquire()
                 task = asyncio.create_task(self._send(message))
                 self._in_flight[message.message_id] = task
@@ -285,18 +294,28 @@ class Dispatcher:
     def _finish(self, message: Message) -> None:
         self._finished[message.message_id] = message
         self._settle_wanted.set()
+        if len(self._finished) >= _GATHER_OUTCOMES:
+            self._many_finished.set()
+        if len(self._finished) >= _MOST_UNWRITTEN:
+            self._room.clear()
 
     async def settle(self) -> None:
         """Write outcomes for ever, in batches."""
         while True:
             await self._settle_wanted.wait()
-            await asyncio.sleep(_GATHER_SECONDS)  # nobody waits for an outcome; plans and attempts want the lock
+            # nobody waits for an outcome; plans and attempts want the lock
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_SECONDS):
+                    await self._many_finished.wait()
+            self._many_finished.clear()
             self._settle_wanted.clear()
             ours = [m for m in self._finished.values() if m.shard in self._shards]
             for start in range(0, len(ours), 5000):
                 await self._settle(ours[start : start + 5000])
             for message_id in [i for i, m in self._finished.items() if m.shard not in self._shards and self._shards]:
                 del self._finished[message_id]  # the shard's new owner decides
+            if len(self._finished) < _MOST_UNWRITTEN:
+                self._room.set()
 
     async def finish(self) -> None:
         """At an orderly end: write down what the provider answers within moments. What is then still on the wire is

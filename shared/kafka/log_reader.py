@@ -37,7 +37,8 @@ class LogReader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            fetch_max_wait_ms=20,
+            # the embedded broker reads for no longer than it may wait
+            fetch_max_wait_ms=100,
             request_timeout_ms=int(self._timeout * 1000),
         )
         try:

@@ -28,6 +28,8 @@ from shared.process.clock import monotonic
 from shared.process.errors import LogReplaced, Transient
 
 _SHOW_SECONDS = 5.0
+_STARVED_POLLS = 8
+_LONGEST_WAIT_MS = 1000
 
 
 class Reassigned(Exception):
@@ -62,6 +64,7 @@ class ShardConsumer:
         self.topic = topic
         self.generation = 0
         self._given_up = False
+        self._starved = 0
         self._positions: dict[int, int] = {}
         self._shown_at = 0.0
         self._showing: asyncio.Task[None] | None = None
@@ -126,6 +129,9 @@ class ShardConsumer:
             if generation != self.generation:
                 raise Reassigned  # a new assignment has no positions yet: to ask for one would wait for ever
             positions = {tp.partition: await self._consumer.position(tp) for tp in partitions}
+            rest = {tp: positions[tp.partition] for tp in partitions if tp not in found}
+            if sum(map(len, found.values())) < max_records:
+                self._wait_longer_if_starved(rest)
         except OffsetOutOfRangeError as error:
             outside = {tp.partition: offset for tp, offset in error.args[0].items()}
             raise LogReplaced(
@@ -143,6 +149,16 @@ class ShardConsumer:
         moved = {shard: at for shard, at in positions.items() if at != self._positions.get(shard)}
         self._positions.update(moved)
         return Polled({tp.partition: records for tp, records in found.items() if records}, moved)
+
+    def _wait_longer_if_starved(self, silent: Mapping[TopicPartition, int]) -> None:
+        """The embedded broker reads for no longer than it may wait, and the longer its logs, the longer it reads: an
+        answer without what lies behind a position is one that came too early."""
+        starved = any((self._consumer.highwater(tp) or 0) > position for tp, position in silent.items())
+        self._starved = self._starved + 1 if starved else 0
+        if self._starved >= _STARVED_POLLS:
+            self._starved = 0
+            fetcher = self._consumer._fetcher  # noqa: SLF001
+            fetcher._fetch_max_wait_ms = min(2 * fetcher._fetch_max_wait_ms, _LONGEST_WAIT_MS)  # noqa: SLF001
 
     def at_end(self, shard: int, position: int) -> tuple[bool, int]:
         """Whether `position` has reached the end as last told by the broker, and a mark that changes with

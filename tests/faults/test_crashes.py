@@ -31,8 +31,8 @@ POINTS = {
         "relay.after_send:8",
     ],
 }
-IN_FLIGHT = 200
-"""Most calls to the provider at once: so many outcomes a crash may lose."""
+IN_FLIGHT = 200 + 400
+"""Most calls to the provider at once, and most outcomes not yet written: so many a crash may lose."""
 
 
 @pytest.mark.parametrize("service", POINTS)

@@ -136,6 +136,25 @@ async def test_a_position_outside_the_log_is_fatal(any_site: Site, request: pyte
                 await one.fetch([0, 1], timeout_ms=200, max_records=5)
 
 
+async def test_a_long_log_does_not_starve_its_reader(site: Site) -> None:
+    """The embedded broker reads for no longer than a fetch may wait, and says nothing if it did not get that far."""
+    for n in range(30):
+        await asyncio.gather(*(site.produce(Topic.EVENTS, 0, Record(b"k", b"%d-%d" % (n, m))) for m in range(100)))
+    async with site.consumer(Topic.EVENTS) as one:
+        one._consumer._fetcher._fetch_max_wait_ms = 1
+        one.seek(0, 2900)
+        one.seek(1, 0)
+        read: list[int] = []
+
+        async def all_read() -> bool:
+            polled = await one.fetch(range(SHARDS), timeout_ms=50, max_records=1000)
+            read.extend(record.offset for record in polled.records.get(0, []))
+            return len(read) == 100
+
+        await until(all_read)
+        assert read == list(range(2900, 3000))
+
+
 async def test_a_rebalance_while_fetching_is_noticed_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new assignment has no positions; the client would wait for them for ever, and the shards with it."""
     async with site.consumer(Topic.EVENTS) as one:
