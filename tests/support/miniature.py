@@ -70,6 +70,15 @@ class Clock:
         return self.now
 
 
+class _Group:
+    """The group of one member, which reads nothing by itself."""
+
+    generation = 0
+
+    def lag(self) -> int:
+        return 0
+
+
 class Miniature:
     """One installation: topics and tables. `owner()` makes a segmenter that owns every shard from then on."""
 
@@ -299,7 +308,7 @@ class OwningSegmenter:
         )
         nothing: Any = None
         self.reader = FencedReader(
-            service="segmenter", topic=EVENTS, consumer=nothing, reader=nothing, pool=nothing, worker=self.segmenter,
+            service="segmenter", topic=EVENTS, consumer=cast(Any, _Group()), reader=nothing, pool=nothing, worker=self.segmenter,
             health=nothing, numbers_survive=False, max_records=1000, heartbeat_seconds=1,
         )  # fmt: skip
         self.segmenter.reader = self.reader

@@ -73,6 +73,7 @@ class Alerts:
         )  # fmt: skip
         self._notifier._recipients = {0: {}}
         self._notifier.reader = cast(Any, self)
+        self.spare = False
         self._runs.own([0])
 
     # -- the world
