@@ -72,7 +72,7 @@ class Readers:
     session_seconds: float
     batch_records: int
 
-    async def opened(self, service: str, topic: Topic, worker: Worker, *, fetch_every_ms: int = 15) -> FencedReader:
+    async def opened(self, service: str, topic: Topic, worker: Worker, *, fetch_every_ms: int = 22) -> FencedReader:
         """A reader of `topic` as a member of the service's group; the stack ends the membership."""
         names = Names(self.env.prefix)
         consumer = await opened(

@@ -57,7 +57,7 @@ class ShardConsumer:
         group: str,
         *,
         instance: str = "",
-        fetch_every_ms: int = 15,
+        fetch_every_ms: int = 22,
         session_timeout_ms: int = 30_000,
         max_bytes_per_partition: int = 1_048_576,
     ) -> None:
