@@ -155,13 +155,18 @@ class Visit:
         pen = Pen(self.person, f"{run}v{self.number}")
         at = _began(now_ms)
         events = [pen.track("Application Opened", at, version=VERSION, from_background=True)]
-        events += [pen.screen(SCREENS[n % len(SCREENS)], at + 1000 * (n + 1)) for n in range(self.screens)]
-        if self.search is not None:
-            events.append(pen.city("City Searched", at + 8000, self.search))
-        if self.fault:
-            events.append(_faulty(pen, self.fault, at + 9000))
+        events += self.doings(pen, at)
         events.append(pen.track("Application Backgrounded", at + 12_000))
         return Post("/v1/batch", {"batch": events[:most], "sentAt": iso(now_ms)}, self.copies)
+
+    def doings(self, pen: Pen, at: int) -> Iterator[dict[str, Any]]:
+        """What happens within twelve seconds of opening the app at `at`."""
+        for n in range(self.screens):
+            yield pen.screen(SCREENS[n % len(SCREENS)], at + 1000 * (n + 1))
+        if self.search is not None:
+            yield pen.city("City Searched", at + 8000, self.search)
+        if self.fault:
+            yield _faulty(pen, self.fault, at + 9000)
 
 
 def visits(seed: int, run: int, everyone: Sequence[Person]) -> Iterator[Visit]:

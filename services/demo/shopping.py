@@ -13,7 +13,6 @@ from typing import Any
 from services.demo import habits
 from services.demo.habits import DAY_MS, VERSION, Pen, Post, Visit
 from services.demo.phones import Person
-from shared.process.clock import iso
 
 CATEGORIES = ("rock", "jazz", "classical", "folk")
 AT_RISK_DAYS = 21
@@ -61,17 +60,13 @@ class Browsing(Visit):
     def events(self) -> int:
         return 2 + self.screens + self.reads + self.wishes
 
-    def post(self, run: int, now_ms: int, most: int) -> Post:
-        pen = Pen(self.person, f"{run}v{self.number}")
-        at = max(now_ms - 20_000, now_ms - now_ms % DAY_MS)
-        events = [pen.track("Application Opened", at, version=VERSION, from_background=True)]
-        events += [_view(pen, self.number + n, at + 1000 * (n + 1)) for n in range(self.screens)]
+    def doings(self, pen: Pen, at: int) -> Iterator[dict[str, Any]]:
+        for n in range(self.screens):
+            yield _view(pen, self.number + n, at + 1000 * (n + 1))
         if self.reads:
-            events.append(pen.track("Guide Viewed", at + 8000, guide_id=f"guide-{self.number % 12}"))
+            yield pen.track("Guide Viewed", at + 8000, guide_id=f"guide-{self.number % 12}")
         if self.wishes:
-            events.append(pen.track("Product Added to Wishlist", at + 9000, product_id=_product(self.number)))
-        events.append(pen.track("Application Backgrounded", at + 12_000))
-        return Post("/v1/batch", {"batch": events[:most], "sentAt": iso(now_ms)}, self.copies)
+            yield pen.track("Product Added to Wishlist", at + 9000, product_id=_product(self.number))
 
 
 def visits(seed: int, run: int, everyone: Sequence[Person]) -> Iterator[Visit]:

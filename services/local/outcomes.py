@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from services.local.children import Say
-from services.notifier.messages import make_month
+from services.notifier.messages import make_month, month_in
 from shared.contracts.asyncapi import PushOutcome
 from shared.contracts.topics import Names, Topic
 from shared.data.db import Connection
@@ -160,10 +160,6 @@ def _ended(one: PushOutcome) -> tuple[object, ...]:
         month_in(one.message_id), one.message_id, one.outcome, one.reason, one.provider, parse_instant(one.occurred_at),
         one.outcome in ("sent", "failed", "unknown"), one.shard, one.user_id, one.campaign, one.variant,
     )  # fmt: skip
-
-
-def month_in(message_id: str) -> str:
-    return message_id.partition("-")[0]
 
 
 def _recorded_at(record: InRecord) -> int:

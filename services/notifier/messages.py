@@ -113,12 +113,17 @@ SELECT {", ".join(_OUTCOME_COLUMNS)} FROM notifier.outcome WHERE shard = $1 AND 
 """  # noqa: S608
 
 
+def month_in(message_id: str) -> str:
+    """The month whose partition holds a message; its id carries it."""
+    return message_id.partition("-")[0]
+
+
 def from_verdict(
     verdict: Verdict, campaign: Campaign, *, shard: int, user_id: str, occurrence: Occurrence, now_ms: int
 ) -> Message:
     """The row a verdict becomes; the caller adds what caused it."""
     message = Message(
-        month=verdict.message_id.partition("-")[0],
+        month=month_in(verdict.message_id),
         message_id=verdict.message_id,
         shard=shard,
         user_id=user_id,
@@ -186,7 +191,7 @@ async def settle(connection: Connection, rows: list[Message], shards: list[int],
 
 async def opened(connection: Connection, message_id: str, user_id: str, at: int) -> dict[str, Any] | None:
     """Note the first tap on a message; campaign, variant and provider, or None if it is not this user's."""
-    row = await connection.fetchrow(_OPENED, message_id.partition("-")[0], message_id, user_id, at)
+    row = await connection.fetchrow(_OPENED, month_in(message_id), message_id, user_id, at)
     return dict(row) if row is not None else None
 
 

@@ -73,6 +73,18 @@ async def _expanded(site: Site, running: Notifying, alerts: int) -> None:
     await until(done)
 
 
+async def _stopped_midway(site: Site, running: Notifying) -> None:
+    """Ended once some page was planned."""
+
+    async def begun() -> bool:
+        running.check()
+        return bool(await site.pool.fetchval("SELECT sum(planned) FROM notifier.run_shard"))
+
+    await until(begun)
+    await running.stop()
+    running.tasks.clear()
+
+
 async def test_an_alert_reaches_each_user_of_its_cities_once(any_site: Site) -> None:
     site, phones = any_site, Phones()
     tolds = {0: Told(site, 0), 1: Told(site, 1)}
@@ -162,14 +174,7 @@ async def test_chains_are_joined_while_the_runs_of_both_are_under_way(site: Site
     await _post(site, _alert(site, "a", NEW_YORK), _alert(site, "b", BOSTON))
     await _post(site, _alert(site, "c", NEW_YORK, BOSTON, CHICAGO, replaces=["b", "a"]))
     async with site.notifier(phones, context=True) as running:
-
-        async def begun() -> bool:
-            running.check()
-            return bool(await site.pool.fetchval("SELECT sum(planned) FROM notifier.run_shard"))
-
-        await until(begun)
-        await running.stop()
-        running.tasks.clear()
+        await _stopped_midway(site, running)
     async with site.notifier(phones, context=True) as running:
         await _expanded(site, running, 3)
     assert sorted(p.token for p in phones.pushes) == sorted(f"t-{u}" for u in users)
@@ -263,13 +268,7 @@ async def test_a_run_over_many_pages_goes_on_after_a_restart(site: Site, monkeyp
         await _member(site, told, 0, user, NEW_YORK)
     await _post(site, _alert(site, "a1", NEW_YORK))
     async with site.notifier(phones, context=True) as running:
-
-        async def begun() -> bool:
-            return bool(await site.pool.fetchval("SELECT sum(planned) FROM notifier.run_shard"))
-
-        await until(begun)
-        await running.stop()
-        running.tasks.clear()
+        await _stopped_midway(site, running)
     async with site.notifier(phones, context=True) as running:
         await _expanded(site, running, 1)
     assert sorted(p.token for p in phones.pushes) == sorted(f"t-{u}" for u in users)

@@ -55,6 +55,13 @@ async def _states(site: Site) -> dict[str, str]:
     return {m["user_id"]: m["state"] for m in await _messages(site)}
 
 
+async def _on_the_wire(phones: Phones, count: int = 1) -> None:
+    async def begun() -> bool:
+        return len(phones.pushes) == count
+
+    await until(begun)
+
+
 async def _settled(site: Site, running: Notifying, count: int) -> list[dict[str, Any]]:
     """The messages, once there are `count` and none is open."""
 
@@ -152,11 +159,7 @@ async def test_an_attempt_without_an_outcome_ends_as_its_campaign_says(
     phones.hold = asyncio.Event()
     await site.feed(told.device(user), told.acquired(user), shard=0)
     async with site.notifier(phones) as running:
-
-        async def on_the_wire() -> bool:
-            return bool(phones.pushes)
-
-        await until(on_the_wire)
+        await _on_the_wire(phones)
         assert await _states(site) == {user: "attempted"}  # noted before the wire
         await _quietly(running)
     phones.hold = None
@@ -177,11 +180,7 @@ async def test_what_may_have_arrived_is_not_called_suppressed(site: Site, monkey
     phones.hold = asyncio.Event()
     await site.feed(told.device(user), told.acquired(user), shard=0)
     async with site.notifier(phones) as running:
-
-        async def on_the_wire() -> bool:
-            return bool(phones.pushes)
-
-        await until(on_the_wire)
+        await _on_the_wire(phones)
         await site.feed(told.row(user, "consent_set", {"push": False}), shard=0)
         await site.applied(0, told.seq, "notifier")
         await _quietly(running)
@@ -198,11 +197,7 @@ async def test_an_orderly_end_writes_the_answers_that_came(site: Site) -> None:
     phones.hold = asyncio.Event()
     await site.feed(*(row for u in users for row in (told.device(u), told.acquired(u))), shard=0)
     async with site.notifier(phones):
-
-        async def on_the_wire() -> bool:
-            return len(phones.pushes) == 5
-
-        await until(on_the_wire)
+        await _on_the_wire(phones, 5)
         asyncio.get_running_loop().call_later(0.1, phones.hold.set)
     assert await _states(site) == dict.fromkeys(users, "sent")
     async with site.notifier(phones) as running:

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.segmenter.domain import dedup
-from services.segmenter.domain.decide import decide, needs_cold, tick
+from services.segmenter.domain.decide import tick
 from services.segmenter.domain.state import Change, Hot, decode_hot, encode_hot
 from services.segmenter.domain.visited import visits
 from shared.contracts.events import Accepted, Context, Device
 from shared.contracts.identifiers import message_hash
 from shared.contracts.rules import Segment
+from tests.support import laws
 from tests.support.people import (
     BOSTON,
     CHICAGO,
@@ -86,32 +87,13 @@ RULES = in_force((0, weather()))
 @LAW
 @given(lives(), STEPS, STEPS)
 def test_two_ticks_are_the_later_one(life: list[Accepted], to_a: int, to_b: int) -> None:
-    """Otherwise the state would depend on how often the sweep came by, and no refold could ever agree."""
-    hot = Person(RULES).all(life).state
-    a = life[-1].received_at + to_a
-    once, at_once = tick(hot, a + to_b, RULES)
-    first, earlier = tick(hot, a, RULES)
-    second, later = tick(first, a + to_b, RULES)
-    assert second == once
-    assert earlier + later == at_once
+    laws.two_ticks_are_the_later_one(RULES, life, to_a, to_b)
 
 
 @LAW
 @given(lives(), st.data())
 def test_it_does_not_matter_who_notices_that_a_moment_passed(life: list[Accepted], data: st.DataObject) -> None:
-    """A user swept between two events and one noticed by the next event tell the same story, change by change."""
-    end = life[-1].received_at + 200 * DAY
-    left_alone = Person(RULES).all(life)
-    left_alone.tick(end)
-    swept = Person(RULES)
-    for one, following in zip(life, [*life[1:], None], strict=True):
-        swept.see(one)
-        until = following.received_at if following is not None else end
-        for _ in range(data.draw(st.integers(0, 2))):
-            swept.tick(data.draw(st.integers(max(swept.last_tick, one.received_at), until)))
-    swept.tick(end)
-    assert swept.state == left_alone.state
-    assert swept.changes == left_alone.changes
+    laws.who_notices_does_not_matter(RULES, life, data, 200 * DAY)
 
 
 @LAW
@@ -212,21 +194,7 @@ def _require_division(hot: Hot, now: int) -> None:
 @LAW
 @given(lives())
 def test_due_is_the_first_moment_at_which_anything_changes(life: list[Accepted]) -> None:
-    """Too late, and a change is seen late; too early, and the sweep would find the same user again and again."""
-    hot = Person(RULES).all(life).state
-    for _ in range(20):
-        if hot.due_at < 0:
-            assert tick(hot, 2**50, RULES) == (hot, [])
-            return
-        same, nothing = tick(hot, hot.due_at - 1, RULES)
-        assert same is hot
-        assert nothing == []
-        moment = hot.due_at
-        hot, changes = tick(hot, moment, RULES)
-        assert changes
-        assert {c.occurred_at for c in changes} == {moment}
-        assert hot.due_at < 0 or hot.due_at > moment
-    raise AssertionError("time alone goes on changing this user for ever")
+    laws.due_is_when_something_changes(RULES, life, 20)
 
 
 @LAW
@@ -293,16 +261,7 @@ def test_rules_entered_in_turn_are_the_rules_ticked_at_each(life: list[Accepted]
 @LAW
 @given(lives())
 def test_the_cold_part_is_looked_at_only_where_it_was_said(life: list[Accepted]) -> None:
-    """The owner loads it only then: an unloaded one must make no difference."""
-    person = Person(RULES)
-    for one in life:
-        hot = person.hot
-        if not needs_cold(hot, one, RULES.current):
-            without = decide(hot, None, one, max(one.received_at, person.last_tick), RULES)
-            with_it = decide(hot, person.cold, one, max(one.received_at, person.last_tick), RULES)
-            assert without == with_it
-            assert without.cold is None
-        person.see(one)
+    laws.cold_is_looked_at_only_where_it_was_said(RULES, life)
 
 
 @LAW

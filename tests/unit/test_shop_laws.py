@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.segmenter.domain.decide import decide, needs_cold, tick
+from services.segmenter.domain.decide import tick
 from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Shop, decode_hot, encode_hot
 from shared.contracts.events import Accepted, Context, Device
 from shared.contracts.rules import Rules, Segment, Viewed
-from tests.support import oracle_person
+from tests.support import laws, oracle_person
 from tests.support.oracle_fold import ROLES
 from tests.support.people import DAY, HOUR, MINUTE, T0, Person, event, in_force, shop
 
@@ -133,14 +133,7 @@ def test_an_independent_fold_agrees(which: str, life: list[Accepted], data: st.D
 @LAW
 @given(life=lives(), to_a=STEPS, to_b=STEPS)
 def test_two_ticks_are_the_later_one(which: str, life: list[Accepted], to_a: int, to_b: int) -> None:
-    of = in_force((0, BOTH[which]))
-    hot = Person(of).all(life).state
-    a = life[-1].received_at + to_a
-    once, at_once = tick(hot, a + to_b, of)
-    first, earlier = tick(hot, a, of)
-    second, later = tick(first, a + to_b, of)
-    assert second == once
-    assert earlier + later == at_once
+    laws.two_ticks_are_the_later_one(in_force((0, BOTH[which])), life, to_a, to_b)
 
 
 @pytest.mark.parametrize("which", BOTH)
@@ -149,37 +142,14 @@ def test_two_ticks_are_the_later_one(which: str, life: list[Accepted], to_a: int
 def test_it_does_not_matter_who_notices_that_a_moment_passed(
     which: str, life: list[Accepted], data: st.DataObject
 ) -> None:
-    of = in_force((0, BOTH[which]))
-    end = life[-1].received_at + 400 * DAY
-    left_alone = Person(of).all(life)
-    left_alone.tick(end)
-    swept = Person(of)
-    for one, following in zip(life, [*life[1:], None], strict=True):
-        swept.see(one)
-        until = following.received_at if following is not None else end
-        for _ in range(data.draw(st.integers(0, 2))):
-            swept.tick(data.draw(st.integers(max(swept.last_tick, one.received_at), until)))
-    swept.tick(end)
-    assert (swept.state, swept.changes) == (left_alone.state, left_alone.changes)
+    laws.who_notices_does_not_matter(in_force((0, BOTH[which])), life, data, 400 * DAY)
 
 
 @pytest.mark.parametrize("which", BOTH)
 @LAW
 @given(life=lives())
 def test_due_is_the_first_moment_at_which_anything_changes(which: str, life: list[Accepted]) -> None:
-    of = in_force((0, BOTH[which]))
-    hot = Person(of).all(life).state
-    for _ in range(40):
-        if hot.due_at < 0:
-            assert tick(hot, 2**50, of) == (hot, [])
-            return
-        assert tick(hot, hot.due_at - 1, of) == (hot, [])
-        moment = hot.due_at
-        hot, changes = tick(hot, moment, of)
-        assert changes
-        assert {c.occurred_at for c in changes} == {moment}
-        assert hot.due_at < 0 or hot.due_at > moment
-    raise AssertionError("time alone goes on changing this user for ever")
+    laws.due_is_when_something_changes(in_force((0, BOTH[which])), life, 40)
 
 
 @LAW
@@ -219,14 +189,7 @@ def test_repeats_and_a_restart_change_nothing(life: list[Accepted], data: st.Dat
 @LAW
 @given(life=lives())
 def test_the_cold_part_is_looked_at_only_where_it_was_said(life: list[Accepted]) -> None:
-    person = Person(in_force((0, shop())))
-    for one in life:
-        if not needs_cold(person.hot, one, person.rules.current):
-            moment = max(one.received_at, person.last_tick)
-            without = decide(person.hot, None, one, moment, person.rules)
-            assert without == decide(person.hot, person.cold, one, moment, person.rules)
-            assert without.cold is None
-        person.see(one)
+    laws.cold_is_looked_at_only_where_it_was_said(in_force((0, shop())), life)
 
 
 def test_three_views_and_no_order_make_undecided_until_the_third_last_is_a_week_old() -> None:
