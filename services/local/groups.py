@@ -20,7 +20,7 @@ SECONDS = 2.0
 async def dismiss(bootstrap: str, names: Names, pid: int) -> None:
     """Have every member that was the process `pid` leave its group. Where that fails, the group waits."""
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
-    with contextlib.suppress(KafkaError, TimeoutError, ValueError):
+    with contextlib.suppress(KafkaError, TimeoutError, ValueError, LookupError):
         try:
             async with asyncio.timeout(SECONDS):
                 await client.bootstrap()
