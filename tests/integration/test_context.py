@@ -64,11 +64,13 @@ async def _expanded(site: Site, running: Notifying, alerts: int) -> None:
 
     async def done() -> bool:
         running.check()
+        # in the order in which they come to be: a verdict and its runs are one commit, a page and its messages another
+        judged = len(await _verdicts(site))
         open_runs = await site.pool.fetchval("SELECT count(*) FROM notifier.run_shard WHERE NOT done")
         waiting = await site.pool.fetchval(
             "SELECT count(*) FROM notifier.message WHERE state IN ('intent', 'attempted')"
         )
-        return len(await _verdicts(site)) == alerts and not open_runs and not waiting
+        return judged == alerts and not open_runs and not waiting
 
     await until(done)
 
