@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -87,6 +87,15 @@ class Gazetteer:
         """Cities of a state or province, by code or name; () when it is not known."""
         code = state_code(state)
         return tuple(p.city_id for p in self._places.values() if p.state == code) if code else ()
+
+    def within(self, south: float, west: float, north: float, east: float) -> Iterator[Place]:
+        """Cities in a box of degrees, edges included; the box does not cross the antimeridian."""
+        columns = range(math.floor(west / _CELL_DEGREES), math.floor(east / _CELL_DEGREES) + 1)
+        for row in range(math.floor(south / _CELL_DEGREES), math.floor(north / _CELL_DEGREES) + 1):
+            for column in columns:
+                for lat, lon, _, city_id in self._cells.get((row, column % _CELLS_AROUND), ()):
+                    if south <= lat <= north and west <= lon <= east:
+                        yield self._places[city_id]
 
     def normalise(self, city: str, state: str | None = None, country: str | None = None) -> int | None:
         """The city a spelling means: `NYC`, `Portland, ME`, `Ft Worth` + `Texas`; None when unknown.

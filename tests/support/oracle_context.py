@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from shared.gazetteer import Gazetteer, load
 from tests.support.oracle_snapshot import Snapshot
+from tests.support.polygons import cities_in
 
 LEEWAY = 60_000
 """An alert that ends so near to its arrival may have been judged on either side of its end."""
@@ -136,7 +137,7 @@ def _alerts(snapshot: Snapshot) -> Iterator[Alert]:
         told = json.loads(record.value or b"{}")
         body = told["body"]
         try:
-            read = _from_feed(body["properties"]) if told["kind"] == "nws" else _from_contract(body)
+            read = _from_feed(body) if told["kind"] == "nws" else _from_contract(body)
         except (KeyError, TypeError, ValueError):
             continue
         yield Alert(told["id"], record.offset, told["received_at"], *read)
@@ -163,7 +164,8 @@ def _from_contract(body: dict[str, Any]) -> _Read:
     )
 
 
-def _from_feed(properties: dict[str, Any]) -> _Read:
+def _from_feed(feature: dict[str, Any]) -> _Read:
+    properties, geometry = feature["properties"], feature.get("geometry")
     sent_at = _instant(properties["sent"])
     names = [(properties["id"], sent_at)]
     names += [
@@ -174,7 +176,7 @@ def _from_feed(properties: dict[str, Any]) -> _Read:
     codes = (properties.get("geocode") or {}).get("SAME") or []
     return (
         names,
-        frozenset(city for code in codes for city in _places().by_same(code)),
+        frozenset(cities_in(geometry) if geometry else (c for code in codes for c in _places().by_same(code))),
         properties.get("severity") or "Unknown",
         properties["event"].strip(),
         _speaks(properties["status"], properties["messageType"], properties.get("urgency")),
@@ -188,6 +190,8 @@ def _speaks(status: str, kind: str, urgency: str | None) -> bool:
 
 
 def _cities(area: dict[str, Any]) -> tuple[int, ...]:
+    if "polygon" in area:
+        return tuple(cities_in({"type": "Polygon", "coordinates": [area["polygon"]]}))
     if "same" in area:
         return _places().by_same(area["same"])
     if "city_id" in area:

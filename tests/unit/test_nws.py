@@ -36,6 +36,7 @@ from services.notifier.context.nws import (
 )
 from shared.gazetteer import load
 from shared.gazetteer.places import DATA
+from tests.support.polygons import cities_in
 
 FEED = Path(services.demo.__path__[0]) / "feeds" / "nws-2025-12-15.json.gz"
 CHICAGO, BUFFALO, MONTREAL = 4887398, 5110629, 6077243
@@ -81,8 +82,11 @@ def count(feed: dict[str, Any]) -> dict[str, int]:
             continue
         counted["land"] += 1
         here: set[str] = set()
-        for code in properties["geocode"]["SAME"]:
-            here |= counties.get(code, set())
+        if feature["geometry"]:
+            here = {str(city) for city in cities_in(feature["geometry"])}
+        else:
+            for code in properties["geocode"]["SAME"]:
+                here |= counties.get(code, set())
         over = properties["urgency"] == "Past"
         counted["over"] += over
         if here and not over:
@@ -271,12 +275,17 @@ BODY: dict[str, Any] = {
 }
 
 
-def test_the_contract_names_cities_in_four_ways() -> None:
+def test_the_contract_names_cities_in_five_ways() -> None:
     places = load()
-    areas = [{"city_id": BUFFALO}, {"same": "017031"}, {"city": "Montreal", "state": "QC"}, {"state": "Rhode Island"}]
+    around_tulsa = [[-96.5, 35.5], [-95.5, 35.5], [-95.5, 36.5], [-96.5, 36.5]]
+    areas = [
+        {"city_id": BUFFALO}, {"same": "017031"}, {"city": "Montreal", "state": "QC"}, {"state": "Rhode Island"},
+        {"polygon": around_tulsa},
+    ]  # fmt: skip
     alert = from_contract(BODY | {"areas": areas, "replaces": ["a0"]}, places)
     found = set(cities_of(alert, places))
-    assert {BUFFALO, CHICAGO, MONTREAL, *places.by_state("RI")} <= found
+    tulsa = set(cities_in({"type": "Polygon", "coordinates": [around_tulsa]}))
+    assert tulsa > {4553433} and {BUFFALO, CHICAGO, MONTREAL, *places.by_state("RI"), *tulsa} <= found
     assert alert.references == (("a0", 0),) and alert.message_type == "Update"
     assert valid_until(alert) - alert.sent_at == 6 * 3_600_000
     assert verdict(alert, places) == "matched" and alert.headline == "Snow Squall"
@@ -299,6 +308,8 @@ def test_the_contract_names_cities_in_four_ways() -> None:
         ({"areas": [{"city": 5}]}, "areas[0]"),
         ({"areas": [{"state": "ZZ"}]}, "areas[0]"),
         ({"areas": [{}]}, "areas[0]"),
+        ({"areas": [{"polygon": [[0, 0], [1, 1]]}]}, "areas[0].polygon"),
+        ({"areas": [{"polygon": [[0, 0], [1, 1], [200, 0]]}]}, "areas[0].polygon"),
         ({"severity": "Bad"}, "severity"),
         ({"severity": []}, "severity"),
         ({"starts_at": "soon"}, "starts_at"),

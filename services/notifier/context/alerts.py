@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import msgspec
 
+from services.notifier.context.polygon import Polygon, cities_inside
 from services.notifier.context.reading import read_areas, read_choice, read_instant, read_optional, read_text, shown
 from shared.contracts.rules import Severity
 from shared.gazetteer import Gazetteer
@@ -35,8 +36,8 @@ MARINE_LETTERS = frozenset({
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """One message about a hazard; instants are milliseconds.
 
-    It holds where any of `same` (SAME codes) or `city_ids` is. `references` are the messages it replaces, as
-    (id, sent at; 0 when not told).
+    It holds in its `polygons`, where it has any, else where any of `same` (SAME codes) is; and in `city_ids`.
+    `references` are the messages it replaces, as (id, sent at; 0 when not told).
     """
 
     id: str
@@ -58,6 +59,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     same: tuple[str, ...] = ()
     ugc: tuple[str, ...] = ()
     city_ids: tuple[int, ...] = ()
+    polygons: tuple[Polygon, ...] = ()
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -82,8 +84,10 @@ def is_marine(alert: Alert) -> bool:
 
 
 def cities_of(alert: Alert, gazetteer: Gazetteer) -> tuple[int, ...]:
-    """Ids of the cities where it holds, ascending."""
+    """Ids of the cities where it holds, ascending: with polygons, those whose centre is inside one."""
     found = {city_id for city_id in alert.city_ids if gazetteer.get(city_id)}
+    if alert.polygons:
+        return tuple(sorted(found | cities_inside(alert.polygons, gazetteer)))
     for code in alert.same:
         found.update(gazetteer.by_same(code))
     return tuple(sorted(found))
@@ -117,7 +121,8 @@ def verdict(alert: Alert, gazetteer: Gazetteer, now_ms: int | None = None) -> Ve
 def from_contract(body: Mapping[str, Any], gazetteer: Gazetteer) -> Alert:
     """The alert in a body of `POST /v1/context`:
 
-    `{"id", "kind": "alert", "areas": [{"city_id"} | {"same"} | {"city", "state"?, "country"?} | {"state"}…],
+    `{"id", "kind": "alert", "areas": [{"city_id"} | {"same"} | {"city", "state"?, "country"?} | {"state"}
+    | {"polygon": [[longitude, latitude]…]}…],
     "severity"?, "starts_at", "ends_at", "replaces"?: [id…], "data": {"event", "headline"?, "description"?,
     "instruction"?, "area"?, "urgency"?, "certainty"?, "status"?, "message_type"?, "sent_at"?}}`.
 

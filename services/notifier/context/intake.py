@@ -39,8 +39,7 @@ def split(body: Mapping[str, Any], gazetteer: Gazetteer, now_ms: int) -> tuple[l
     for feature in features:
         for found in parse(feature):
             if isinstance(found, Alert):
-                slim = {key: value for key, value in feature.items() if key != "geometry"}
-                records.append(ContextRecord(found.id, "nws", now_ms, msgspec.Raw(msgspec.json.encode(slim))))
+                records.append(ContextRecord(found.id, "nws", now_ms, msgspec.Raw(msgspec.json.encode(feature))))
             else:
                 unreadable.append(found)
     return records, unreadable

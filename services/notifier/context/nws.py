@@ -22,6 +22,7 @@ from services.notifier.context.alerts import (
     valid_until,
     verdict,
 )
+from services.notifier.context.polygon import Polygon, read_geometry
 from shared.contracts.rules import Severity
 from shared.process.clock import parse_instant
 
@@ -73,12 +74,12 @@ def _feature(feature: Any) -> Alert | Unreadable:
     if not isinstance(alert_id, str) or not alert_id or len(alert_id) > 512:
         return Unreadable("", "feature without an id")
     try:
-        return _alert(alert_id, properties)
+        return _alert(alert_id, properties, _polygons(feature.get("geometry")))
     except (ValueError, OverflowError) as error:
         return Unreadable(alert_id, str(error))
 
 
-def _alert(alert_id: str, properties: Mapping[str, Any]) -> Alert:
+def _alert(alert_id: str, properties: Mapping[str, Any], polygons: tuple[Polygon, ...]) -> Alert:
     sent_at = _required_instant(properties, "sent")
     ends_at = _instant(properties, "ends")
     expires_at = _instant(properties, "expires")
@@ -108,7 +109,16 @@ def _alert(alert_id: str, properties: Mapping[str, Any]) -> Alert:
         references=_references(properties.get("references")),
         same=_codes(geocode.get("SAME")),
         ugc=_codes(geocode.get("UGC")),
+        polygons=polygons,
     )
+
+
+def _polygons(geometry: Any) -> tuple[Polygon, ...]:
+    """A geometry that cannot be read costs no alert: its counties are left."""
+    try:
+        return read_geometry(geometry)
+    except ValueError:
+        return ()
 
 
 def _text(properties: Mapping[str, Any], key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.notifier.context.polygon import cities_inside, read_ring
 from shared.gazetteer import Gazetteer
 from shared.gazetteer.names import FIPS_STATES, state_code
 from shared.process.clock import parse_instant
@@ -14,8 +15,8 @@ MAX_TEXT_CHARS = 8_000
 
 
 def read_areas(told: Any, gazetteer: Gazetteer) -> tuple[tuple[str, ...], tuple[int, ...], list[str]]:
-    """SAME codes, city ids, and names to show, of a list of `{"city_id"}`, `{"same"}`, `{"city", "state"?, "country"?}`
-    or `{"state"}`."""
+    """SAME codes, city ids, and names to show, of a list of `{"city_id"}`, `{"same"}`, `{"state"}`, `{"city", "state"?,
+    "country"?}` or `{"polygon": [[longitude, latitude]…]}`; the last means the cities whose centre is inside."""
     if not isinstance(told, list) or not 1 <= len(told) <= MAX_AREAS:
         raise ValueError(f"areas must be a list of 1 to {MAX_AREAS} areas")
     same: dict[str, None] = {}
@@ -24,7 +25,7 @@ def read_areas(told: Any, gazetteer: Gazetteer) -> tuple[tuple[str, ...], tuple[
     for number, area in enumerate(told):
         where = f"areas[{number}]"
         if not isinstance(area, Mapping):
-            raise ValueError(f"{where} must be an object with city_id, same, city or state")  # noqa: TRY004
+            raise ValueError(f"{where} must be an object with city_id, same, city, state or polygon")  # noqa: TRY004
         if (code := area.get("same")) is not None:
             if not (isinstance(code, str) and len(code) == 6 and code.isascii() and code.isdigit()):
                 raise ValueError(f"{where}.same must be a SAME code of six digits, not {shown(code)}")
@@ -43,6 +44,8 @@ def read_areas(told: Any, gazetteer: Gazetteer) -> tuple[tuple[str, ...], tuple[
             if found is None:
                 raise ValueError(f"{where} names a city that is not known: {shown(dict(area))}")
             city_ids[found.city_id] = names[found.name] = None
+        elif (ring := area.get("polygon")) is not None:
+            city_ids.update(dict.fromkeys(_inside(where, ring, gazetteer)))
         elif isinstance(state := area.get("state"), str) and (known := state_code(state)):
             names[known] = None
             if known in FIPS_STATES:
@@ -50,8 +53,17 @@ def read_areas(told: Any, gazetteer: Gazetteer) -> tuple[tuple[str, ...], tuple[
             else:
                 city_ids.update(dict.fromkeys(gazetteer.by_state(known)))
         else:
-            raise ValueError(f"{where} must name a city_id, a SAME code, a city or a known state: {shown(dict(area))}")
+            raise ValueError(
+                f"{where} must name a city_id, a SAME code, a city, a known state or a polygon: {shown(dict(area))}"
+            )
     return tuple(same), tuple(city_ids), list(names)
+
+
+def _inside(where: str, ring: Any, gazetteer: Gazetteer) -> list[int]:
+    try:
+        return sorted(cities_inside([(read_ring(ring),)], gazetteer))
+    except ValueError as error:
+        raise ValueError(f"{where}.polygon: {error}") from error
 
 
 def _is_id(text: str) -> bool:
