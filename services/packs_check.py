@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from zoneinfo import ZoneInfo
 
+from services import packs_triggers
+from services.packs_triggers import BUILT_IN_SEGMENTS, Finding, unknown_stages
 from services.packs_yaml import Fault, Place, Source
-from shared.contracts.rules import Campaign, Measure, QuietHours, Rules, Segment, StageTrigger
+from shared.contracts.rules import Campaign, Measure, QuietHours, Rules, Segment
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _CLOCK_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
-_BUILT_IN_SEGMENTS = frozenset({"active_30d", "inactive_30d"})
 
 MAX_TTL_SECONDS = 28 * 86_400
 """Four weeks: the longest a push provider keeps a message (FCM)."""
@@ -28,9 +29,6 @@ def check(rules: Rules, source: Source) -> list[Fault]:
     return [source.fault(place, message, below) for place, message, below in _found(rules)]
 
 
-Finding = tuple[Place, str, int]
-
-
 def _found(rules: Rules) -> Iterator[Finding]:
     yield from _signals(rules)
     yield from _stages(rules)
@@ -42,8 +40,9 @@ def _found(rules: Rules) -> Iterator[Finding]:
     yield from _unique("campaigns", [c.id for c in rules.campaigns])
     for number, campaign in enumerate(rules.campaigns):
         place = ("campaigns", number)
-        yield from _campaign(campaign, [s.id for s in rules.stages], place)
-        yield from _templates(campaign, place)
+        yield from packs_triggers.check(campaign, rules, place)
+        yield from _campaign(campaign, place)
+        yield from _templates(campaign, rules, place)
 
 
 def _signals(rules: Rules) -> Iterator[Finding]:
@@ -99,16 +98,15 @@ def _numbers(rules: Rules) -> Iterator[Finding]:
 
 
 def _segments(rules: Rules) -> Iterator[Finding]:
-    stages = [s.id for s in rules.stages]
     yield from _unique("segments", [s.id for s in rules.segments])
     for number, segment in enumerate(rules.segments):
-        if segment.id in _BUILT_IN_SEGMENTS:
+        if segment.id in BUILT_IN_SEGMENTS:
             yield ("segments", number, "id"), f"segment {segment.id} is built in; choose another id", 0
         yield from _spans(segment, ("segments", number))
         for measure, least in segment.least.items():
             if measure in segment.most and least > segment.most[measure]:
                 yield ("segments", number, "least", measure), f"segment {segment.id}: {measure} can never be so", 0
-        yield from _unknown_stages(f"segment {segment.id}", segment.stage, stages, ("segments", number, "stage"))
+        yield from unknown_stages(f"segment {segment.id}", segment.stage, rules, ("segments", number, "stage"))
 
 
 def _spans(segment: Segment, place: Place) -> Iterator[Finding]:
@@ -125,12 +123,6 @@ def _spans(segment: Segment, place: Place) -> Iterator[Finding]:
             yield (*place, "viewed", "days"), f"{what}: viewed.days must be 1 to {MAX_SEGMENT_DAYS}", 0
 
 
-def _unknown_stages(what: str, named: Iterable[str], stages: list[str], place: Place) -> Iterator[Finding]:
-    for number, stage in enumerate(named):
-        if stage not in stages:
-            yield (*place, number), f"{what}: there is no stage {stage!r}; expected one of {', '.join(stages)}", 0
-
-
 def _unique(what: str, ids: list[str]) -> Iterator[Finding]:
     for number, one in enumerate(ids):
         if not _ID.fullmatch(one):
@@ -139,12 +131,8 @@ def _unique(what: str, ids: list[str]) -> Iterator[Finding]:
             yield (what, number, "id"), f"{what}: the id {one!r} is taken already", 0
 
 
-def _campaign(campaign: Campaign, stages: list[str], place: Place) -> Iterator[Finding]:
+def _campaign(campaign: Campaign, place: Place) -> Iterator[Finding]:
     what = f"campaign {campaign.id}"
-    trigger = campaign.trigger
-    if isinstance(trigger, StageTrigger):
-        yield from _unknown_stages(what, trigger.to, stages, (*place, "trigger", "to"))
-        yield from _unknown_stages(what, trigger.from_, stages, (*place, "trigger", "from"))
     if not 0 <= campaign.holdout_percent <= 100:
         yield (
             (*place, "holdout_percent"),
@@ -201,13 +189,13 @@ def _quiet_hours(quiet: QuietHours) -> Iterator[Finding]:
         yield (*place, "zone"), f"{what}.zone: expected a time zone such as America/New_York, not {quiet.zone!r}", 0
 
 
-def _templates(campaign: Campaign, place: Place) -> Iterator[Finding]:
+def _templates(campaign: Campaign, rules: Rules, place: Place) -> Iterator[Finding]:
     """Faults of the Liquid; what a template may name is the notifier's to say."""
     from services.notifier.domain.campaign import known_variables
     from services.notifier.domain.personalise import compile_templates
     from services.notifier.domain.template_check import analyse_campaign
 
-    problems = analyse_campaign(campaign, known_variables(campaign.trigger))
+    problems = analyse_campaign(campaign, known_variables(campaign.trigger, rules))
     for problem in problems:
         locale, _, part = problem.where.rpartition(".")
         where = (*place, "templates", locale, part)

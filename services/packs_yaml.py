@@ -137,7 +137,7 @@ class Source:
     def _wrong(self, place: Place, value: Any, kind: Any) -> Iterator[Fault]:
         """Every fault of a value that should be a `kind`."""
         origin, arguments = get_origin(kind), get_args(kind)
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        if _is_struct(kind):
             yield from self._wrong_struct(place, value, kind)
         elif origin is dict and isinstance(value, dict):
             for name, inner in value.items():
@@ -148,8 +148,8 @@ class Source:
         elif origin is list and isinstance(value, list):
             for n, inner in enumerate(value):
                 yield from self._wrong((*place, n), inner, arguments[0])
-        elif origin is UnionType and isinstance(value, dict):
-            yield from self._wrong_choice(place, value, [c for c in arguments if c is not type(None)])
+        elif origin is UnionType and isinstance(value, dict) and any(map(_is_struct, arguments)):
+            yield from self._wrong_choice(place, value, [c for c in arguments if _is_struct(c)])
         elif origin is Literal:
             if value not in arguments:
                 yield self.fault(place, f"{_named(place)}: expected one of {_list(kind)}, not {value!r}")
@@ -217,6 +217,10 @@ def read(folder: Path) -> Source:
     if campaigns:
         source.value["campaigns"] = campaigns
     return source
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _scalar(node: yaml.Node) -> Any:

@@ -34,7 +34,7 @@ UPDATE notifier.message m SET state = n.state, reason = n.reason, provider = n.p
     attempted_at = CASE WHEN n.state IN ('sent', 'unknown') THEN coalesce(m.attempted_at, n.at) ELSE m.attempted_at END
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
     AS n(month, message_id, state, reason, provider, at)
-WHERE m.month = n.month AND m.message_id = n.message_id AND m.state IN ('held', 'intent', 'attempted')
+WHERE m.month = n.month AND m.message_id = n.message_id AND m.state IN ('held', 'waiting', 'intent', 'attempted')
 RETURNING m.message_id
 """
 # what the topic does not say stays empty: version, occurrence, device, text, cause, category. What went out uses up

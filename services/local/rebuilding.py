@@ -128,4 +128,5 @@ def recipient_of(user_id: str, hot_row: bytes, cold_row: bytes | None) -> Recipi
         default_city=hot.default_city or None,
         added=tuple(sorted(visit.city_id for visit in visits(hot.added))),
         assignment_id=hot.assignment_id or user_id,
+        segments=hot.segments,
     )

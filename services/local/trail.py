@@ -14,6 +14,10 @@ _LEDGER = """
 SELECT gen, seq, kind, payload, cause_type, cause_id, log_id, src, occurred_at, recorded_at, rules_version
 FROM segmenter.ledger WHERE shard = $1 AND user_id = $2 ORDER BY seq
 """
+_MOMENTS = """
+SELECT gen, seq, kind, payload, cause_type, cause_id, log_id, src, occurred_at, recorded_at, rules_version
+FROM segmenter.outbox WHERE shard = $1 AND user_id = $2 AND seq = ANY($3::bigint[]) AND kind = 'moment'
+"""
 _MESSAGES = "SELECT * FROM notifier.message WHERE shard = $1 AND user_id = $2 ORDER BY planned_at, message_id"
 _RUNS = "SELECT * FROM notifier.run WHERE run_id = ANY($1::text[])"
 _MEMBER = """
@@ -48,7 +52,9 @@ async def road(connection: Connection, user: str, shard: int) -> dict[str, Any]:
     ledger = [ledger_row(row) for row in await connection.fetch(_LEDGER, shard, user)]
     messages = await connection.fetch(_MESSAGES, shard, user)
     runs = {r["run_id"]: r for r in await connection.fetch(_RUNS, [m["run_id"] for m in messages if m["run_id"]])}
-    by_seq = {row["seq"]: row for row in ledger}
+    # an event a campaign waited for is no history: it can be told while the outbox keeps it
+    moments = await connection.fetch(_MOMENTS, shard, user, [m["cause_seq"] for m in messages])
+    by_seq = {row["seq"]: row for row in (*map(ledger_row, moments), *ledger)}
     shown = []
     for message in messages:
         cause: dict[str, Any] = {}
@@ -95,7 +101,8 @@ def message_row(row: asyncpg.Record) -> dict[str, Any]:
         "occurrence",
     )
     instants = ("planned_at", "attempted_at", "finished_at", "opened_at")
-    return {name: row[name] for name in names} | {name: iso_or_none(row[name]) for name in instants}
+    shown = {name: row[name] for name in names} | {name: iso_or_none(row[name]) for name in instants}
+    return shown | {"release_at": iso_or_none(row["release_at"] or None)}
 
 
 def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]:
@@ -117,7 +124,8 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
 
     out.append(f"messages: {len(road['messages'])}")
     for message in road["messages"]:
-        because = f" ({message['reason']})" if message["reason"] else ""
+        waits = f"until {message['release_at']}" if message["state"] in ("waiting", "held") else ""
+        because = f" ({message['reason'] or waits})" if message["reason"] or waits else ""
         out.append(
             f"  {message['message_id']} {message['campaign']} {message['state']}{because} {message['title']}".rstrip()
         )

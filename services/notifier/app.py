@@ -81,6 +81,7 @@ async def run() -> int:
             dispatcher=dispatcher,
             runs=runs,
             clock=clock,
+            gazetteer=gazetteer,
             most_cached=settings.cached_recipients,
         )
         context = ContextHandler(book, gazetteer, clock, env.shards, runs.poke)

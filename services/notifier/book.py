@@ -7,9 +7,10 @@ import logging
 
 import msgspec
 
+from services.notifier.domain.campaign import beginning, ending
 from services.notifier.domain.frequency_cap import horizon_days
 from services.notifier.domain.personalise import Compiled, compile_templates
-from shared.contracts.rules import ActivityTrigger, AlertTrigger, Campaign, Limits, Rules, StageTrigger
+from shared.contracts.rules import AlertTrigger, Campaign, Limits, Rules
 from shared.data.control import RulesBook, installation
 from shared.data.db import Pool, transaction
 from shared.process.errors import Transient
@@ -28,10 +29,13 @@ class Active(msgspec.Struct, frozen=True):
 class Definitions(msgspec.Struct, frozen=True):
     """What one rules version says of campaigns, whole: who plans a batch takes one and keeps to it.
 
-    `history_days`: how far back pushes already made matter (0: not at all)."""
+    `by_key`: those that a row of the feed may set going, and `ending` which rows may call one off, by `key_of`.
+    `segment_titles` by id. `history_days`: how far back pushes already made matter (0: not at all)."""
 
     by_id: dict[str, Active] = {}
-    on_change: list[Active] = []
+    by_key: dict[str, list[Active]] = {}
+    ending: frozenset[str] = frozenset()
+    segment_titles: dict[str, str] = {}
     consent_required: bool = False
     limits: Limits = Limits()
     history_days: int = 0
@@ -44,7 +48,6 @@ class CampaignBook:
         self._pool, self._rules = pool, rules
         self._version = 0
         self.all: list[Active] = []
-        self.on_change: list[Active] = []
         self.on_alert: list[Active] = []
         self.by_id: dict[str, Active] = {}
         self.consent_required = False
@@ -72,12 +75,17 @@ class CampaignBook:
     def _use(self, rules: Rules) -> None:
         self.all = [Active(campaign, compile_templates(campaign)) for campaign in rules.campaigns]
         self.by_id = {active.campaign.id: active for active in self.all}
-        self.on_change = [a for a in self.all if isinstance(a.campaign.trigger, StageTrigger | ActivityTrigger)]
+        by_key: dict[str, list[Active]] = {}
+        for active in self.all:
+            for key in beginning(active.campaign.trigger):
+                by_key.setdefault(key, []).append(active)
         self.on_alert = [a for a in self.all if isinstance(a.campaign.trigger, AlertTrigger)]
         self.consent_required = "push" in rules.privacy.consent
         self.in_force = Definitions(
             self.by_id,
-            self.on_change,
+            by_key,
+            frozenset(key for active in self.all for key in ending(active.campaign.trigger)),
+            {segment.id: segment.title for segment in rules.segments},
             self.consent_required,
             rules.limits,
             horizon_days(rules.limits, rules.campaigns),

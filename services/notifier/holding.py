@@ -1,33 +1,46 @@
-"""How a message that waits for the end of its user's quiet hours is judged again, once."""
+"""How a message that has to wait is judged when its time has come, once: held until its user's quiet hours are over, by
+the clock, or waiting for the end of its campaign's delay, by the time the feed has told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
+from services.notifier.domain import gates
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.gates import Reason
-from services.notifier.messages import Message
+from services.notifier.messages import Message, explained
+from shared.contracts.events import FeedRow
 from shared.data.db import Connection, Pool
 from shared.process.clock import monotonic
 
 _MOST = 1000
 _POLL_SECONDS = 0.5
 
+_ROW = (
+    "m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.state, m.planned_at,"
+    " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain"
+)
 # whoever came to a run's audience by a city must still be in it by one of the run's
-_DUE = """
-SELECT m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.planned_at,
-    m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain,
-    m.run_id = '' OR EXISTS (
+_DUE = f"""
+SELECT {_ROW}, m.run_id = '' OR EXISTS (
         SELECT FROM notifier.run r JOIN audience.cohort_member c
             ON c.shard = m.shard AND c.city_id = ANY(r.city_ids) AND c.relation = ANY(r.relations)
         WHERE r.run_id = m.run_id AND c.user_id = m.user_id
     ) AS concerned
-FROM notifier.message m WHERE m.shard = ANY($1::int[]) AND m.state = 'held' AND m.release_at <= $2
-ORDER BY m.release_at, m.planned_at, m.message_id LIMIT $3
-"""
+FROM unnest($1::int[], $2::text[], $3::bigint[]) AS o(shard, state, until) CROSS JOIN LATERAL (
+    SELECT * FROM notifier.message t WHERE t.shard = o.shard AND t.state = o.state AND t.state IN ('held', 'waiting')
+        AND t.release_at <= o.until ORDER BY t.release_at LIMIT $4
+) m
+ORDER BY m.release_at, m.planned_at, m.message_id LIMIT $4
+"""  # noqa: S608
+_WAITING = f"""
+SELECT {_ROW} FROM unnest($1::int[], $2::text[]) AS n(shard, user_id) CROSS JOIN LATERAL (
+    SELECT * FROM notifier.message t WHERE t.shard = n.shard AND t.user_id = n.user_id AND t.state = 'waiting' OFFSET 0
+) m
+"""  # noqa: S608
 _COLUMNS = {
     "state": "text", "variant": "text", "reason": "text", "device_id": "text", "token": "text", "title": "text",
     "body": "text", "collapse_id": "text", "expires_at": "bigint", "on_unknown": "text", "planned_at": "bigint",
@@ -38,48 +51,62 @@ _RELEASE = (  # column names are the struct's own
     f"UPDATE notifier.message m SET {', '.join(f'{name} = n.{name}' for name in _COLUMNS)} FROM unnest("  # noqa: S608
     + ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(("text", "text", *_COLUMNS.values()), 2))
     + f") AS n(month, message_id, {', '.join(_COLUMNS)}) WHERE m.month = n.month AND m.message_id = n.message_id"
-    " AND m.shard = ANY($1::int[]) AND m.state = 'held' RETURNING m.message_id"
+    " AND m.shard = ANY($1::int[]) AND m.state IN ('held', 'waiting') RETURNING m.message_id"
 )
 
 
 class Held(NamedTuple):
-    """A message whose time has come; `concerned`: its user still belongs to the audience it was planned for."""
+    """A message that has to wait; `concerned`: its user still belongs to the audience it was planned for."""
 
     message: Message
     occurrence: Occurrence
-    concerned: bool
+    concerned: bool = True
 
 
 class Holding:
-    """Looks for held messages that are due, no more often than is worth it."""
+    """Looks for messages that are due, no more often than is worth it."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._asked_at = 0.0
 
-    async def due(self, shards: Iterable[int], now_ms: int) -> list[Held]:
-        """Those due first come first."""
+    async def due(self, shards: Iterable[int], now_ms: int, told: Mapping[int, int]) -> list[Held]:
+        """Those due first come first. `told`: by shard, up to when the feed has told everything."""
         if monotonic() - self._asked_at < _POLL_SECONDS:
             return []
-        rows = await self._pool.fetch(_DUE, list(shards), now_ms, _MOST)
+        asked = [(shard, "held", now_ms) for shard in shards] + [(shard, "waiting", at) for shard, at in told.items()]
+        rows = await self._pool.fetch(_DUE, *map(list, zip(*asked, strict=True)), _MOST) if asked else []
         self._asked_at = monotonic() if len(rows) < _MOST else 0.0
-        found = []
-        for row in rows:
-            told = dict(row)
-            concerned = told.pop("concerned")
-            message = Message(**told, variant="treated", state="held")
-            found.append(Held(message, msgspec.json.decode(message.held, type=Occurrence), concerned))
-        return found
+        return [_held(dict(row)) for row in rows]
+
+
+async def waiting(pool: Pool, keys: Iterable[tuple[int, str]]) -> list[Held]:
+    """Whatever waits for the end of a delay of these (shard, user)."""
+    wanted = sorted(set(keys))
+    rows = await pool.fetch(_WAITING, [k[0] for k in wanted], [k[1] for k in wanted]) if wanted else []
+    return [_held(dict(row)) for row in rows]
+
+
+def _held(row: dict[str, Any]) -> Held:
+    concerned = row.pop("concerned", True)
+    message = Message(**row, variant="treated")
+    return Held(message, msgspec.json.decode(message.held, type=Occurrence), concerned)
 
 
 def not_sent(message: Message, reason: Reason, now_ms: int) -> Message:
-    """The held message suppressed for a reason that no gate gives."""
+    """The message suppressed for a reason that no gate gives."""
     message.state, message.reason, message.planned_at, message.held = "suppressed", reason.value, now_ms, ""
     return message
 
 
+def called_off(message: Message, row: FeedRow, now_ms: int) -> Message:
+    """The message suppressed because of what the row says."""
+    message.explain = explained([gates.called_off(row)])
+    return not_sent(message, Reason.CALLED_OFF, now_ms)
+
+
 async def release(connection: Connection, rows: list[Message]) -> set[str]:
-    """Write what became of held messages; the ids of those that were held until then."""
+    """Write what became of messages that had to wait; the ids of those that did until then."""
     columns = [[getattr(row, name) for row in rows] for name in ("month", "message_id", *_COLUMNS)]
     found = await connection.fetch(_RELEASE, sorted({row.shard for row in rows}), *columns)
     return {row["message_id"] for row in found}

@@ -19,7 +19,8 @@ Write = Callable[[Connection], Awaitable[None]]
 
 class Message(msgspec.Struct, gc=False):
     """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
-    suppressed or held_out; or held until `release_at`, then any of these. `cause_gen`, `cause_seq`: the segmenter's
+    suppressed or held_out; or held until `release_at`, or waiting until then for the end of its campaign's delay, then
+    any of these. `cause_gen`, `cause_seq`: the segmenter's
     ledger row it goes back to. The last seven fields: what the gates judge by (migration 0003)."""
 
     month: str
@@ -122,22 +123,8 @@ def from_verdict(
     verdict: Verdict, campaign: Campaign, *, shard: int, user_id: str, occurrence: Occurrence, now_ms: int
 ) -> Message:
     """The row a verdict becomes; the caller adds what caused it."""
-    message = Message(
-        month=month_in(verdict.message_id),
-        message_id=verdict.message_id,
-        shard=shard,
-        user_id=user_id,
-        campaign=campaign.id,
-        campaign_version=campaign.version,
-        variant="treated",
-        occurrence=occurrence.id,
-        state="intent",
-        planned_at=now_ms,
-        on_unknown=campaign.on_unknown,
-        safety=campaign.safety,
-        category=campaign.category,
-        explain=_explained(verdict.explain),
-    )
+    message = _message(verdict.message_id, campaign, shard, user_id, occurrence, now_ms)
+    message.explain = explained(verdict.explain)
     match verdict:
         case Send():
             message.device_id, message.token = verdict.device.id, verdict.device.token
@@ -154,7 +141,44 @@ def from_verdict(
     return message
 
 
-def _explained(checks: Iterable[Check]) -> str:
+def waiting(
+    message_id: str,
+    campaign: Campaign,
+    *,
+    shard: int,
+    user_id: str,
+    occurrence: Occurrence,
+    release_at: int,
+    now_ms: int,
+) -> Message:
+    """The row of an occurrence whose delay is not over; the caller adds what caused it."""
+    message = _message(message_id, campaign, shard, user_id, occurrence, now_ms)
+    message.state, message.release_at = "waiting", release_at
+    message.held = msgspec.json.encode(occurrence).decode()
+    return message
+
+
+def _message(
+    message_id: str, campaign: Campaign, shard: int, user_id: str, occurrence: Occurrence, now_ms: int
+) -> Message:
+    return Message(
+        month=month_in(message_id),
+        message_id=message_id,
+        shard=shard,
+        user_id=user_id,
+        campaign=campaign.id,
+        campaign_version=campaign.version,
+        variant="treated",
+        occurrence=occurrence.id,
+        state="intent",
+        planned_at=now_ms,
+        on_unknown=campaign.on_unknown,
+        safety=campaign.safety,
+        category=campaign.category,
+    )
+
+
+def explained(checks: Iterable[Check]) -> str:
     """Every gate with its values, as JSON; the text a push was given stands in its row already."""
     told = ({"gate": c.gate, "passed": c.passed, "values": {} if c.gate == "content" and c.passed else c.values}
             for c in checks)  # fmt: skip

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
 from services.notifier import messages, runs
 from services.notifier.book import CampaignBook
 from services.notifier.dispatch import Dispatcher
-from services.notifier.domain.campaign import matches, occurrence_of
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
 from services.notifier.holding import Holding, release
 from services.notifier.messages import Message, Months, OutcomeRow
@@ -19,6 +18,7 @@ from services.notifier.runs import Page, Runs
 from shared.contracts.events import Feed, FeedRow, FeedTime, decode_feed
 from shared.data.db import Connection, Pool
 from shared.data.shard_owner import Owner, Position
+from shared.gazetteer import Gazetteer
 from shared.kafka.chain import judge
 from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.relay import Relay
@@ -60,21 +60,24 @@ class Notifier:
         dispatcher: Dispatcher,
         runs: Runs,
         clock: Clock,
+        gazetteer: Gazetteer,
         most_cached: int,
     ) -> None:
         self._pool, self._book, self._relay, self._clock = pool, book, relay, clock
         self._dispatcher, self._runs, self._months = dispatcher, runs, Months(pool)
-        self._planner, self._holding = Planner(pool, book, clock), Holding(pool)
+        self._planner, self._holding = Planner(pool, book, clock, gazetteer), Holding(pool)
         self._most_cached = most_cached
         self._recipients: dict[int, dict[str, Recipient | None]] = {}
         self._suspects = Suspects()
         self._told: dict[int, int] = {}
+        self._complete: dict[int, int] = {}
         FEED_AGE.set_function(self._feed_age)
 
     # -- owning ---------------------------------------------------------------------------------------
 
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
         self._recipients = {shard: {} for shard in shards}
+        self._complete = {}
         self._told = {shard: at for shard, at in self._told.items() if shard in shards}
 
     async def taken(self) -> None:
@@ -143,8 +146,8 @@ class Notifier:
         await self._commit([page.shard for page in pages], {}, draft, advance)
 
     async def _release(self) -> None:
-        """Judge again what waited for the end of its user's quiet hours."""
-        due = await self._holding.due(self.reader.shards, self._clock.now_ms())
+        """Judge what waited for the end of its user's quiet hours, or of its campaign's delay."""
+        due = await self._holding.due(self.reader.shards, self._clock.now_ms(), self._complete)
         if not due:
             return
         draft = Draft(self._book.in_force)
@@ -162,8 +165,9 @@ class Notifier:
             {(s, row.user_id) for s, rows in feed.items() for row in rows if isinstance(row, FeedRow) and row.user_id}
         )
         draft = Draft(self._book.in_force)
-        await self._planner.remember(draft, _candidates(draft, feed))
+        await self._planner.remember_rows(draft, feed)
         positions: dict[int, Position] = {}
+        complete = dict(self._complete)
         for shard, next_offset in polled.positions.items():
             records = polled.records.get(shard, [])
             position = self.reader.shards[shard].position
@@ -171,6 +175,9 @@ class Notifier:
             for row in feed.get(shard, []):
                 if isinstance(row, FeedTime):
                     self._told[shard] = row.as_of
+                    if last < 0 or (row.gen == gen and row.seq <= last):
+                        # not over a gap: what is missing may call off what waits
+                        complete[shard] = max(row.as_of, complete.get(shard, 0))
                     continue
                 if row.gen > gen:
                     # a restored segmenter numbers on from beyond what it had published
@@ -184,14 +191,15 @@ class Notifier:
                             extra={"fields": {"shard": shard, "last": last, "prev": row.prev_seq}},
                         )
                     continue
-                self._row(draft, shard, row)
+                self._row(draft, shard, row, complete.get(shard, 0))
                 last = row.seq
             positions[shard] = self.reader.advanced(
                 shard, records[-1] if records else None, next_offset, last_src=last, last_gen=gen
             )
         await self._commit(list(positions), positions, draft, None)
+        self._complete = complete
 
-    def _row(self, draft: Draft, shard: int, row: FeedRow) -> None:
+    def _row(self, draft: Draft, shard: int, row: FeedRow, told_ms: int) -> None:
         """Fold one row, and plan what waits for it. Dead letters concern nobody here."""
         if row.kind == "dead_letter" or not row.user_id:
             return
@@ -202,12 +210,8 @@ class Notifier:
             draft.recipients[shard, row.user_id] = now
         if row.kind == "opened":
             self._planner.tapped(draft, shard, row.user_id, row.payload["message_id"], row.occurred_at)
-        if now is None:
-            return
-        cause = Cause(row.gen, row.seq, row.src, "")
-        for active in draft.rules.on_change:
-            if matches(active.campaign.trigger, row):
-                self._planner.plan(draft, active, now, occurrence_of(row), shard, cause)
+        if now is not None:
+            self._planner.row(draft, shard, row, now, told_ms)
 
     def _heard(self, shard: int) -> tuple[int, int]:
         """The last (gen, seq) of the segmenter's ledger that is applied here."""
@@ -275,7 +279,7 @@ class Notifier:
             outcomes.extend(
                 messages.number(owners[message.shard], message, message.state, message.planned_at, real)
                 for message in (*draft.planned, *draft.released)
-                if message.state not in ("intent", "held") and message.message_id in fresh
+                if message.state not in ("intent", "held", "waiting") and message.message_id in fresh
             )
             for shard, user_id, message_id, at in draft.taps:
                 found = await messages.opened(connection, message_id, user_id, at)
@@ -310,16 +314,6 @@ class Notifier:
             cache = self._recipients.get(shard, {})
             while len(cache) > most:
                 del cache[next(iter(cache))]
-
-
-def _candidates(draft: Draft, feed: Mapping[int, list[Feed]]) -> Iterator[Candidate]:
-    """What these rows may set going."""
-    for shard, rows in feed.items():
-        for row in rows:
-            if isinstance(row, FeedRow) and row.user_id:
-                for active in draft.rules.on_change:
-                    if matches(active.campaign.trigger, row):
-                        yield Candidate(shard, row.user_id, active, occurrence_of(row))
 
 
 def _of_nobody(row: Feed) -> Feed:

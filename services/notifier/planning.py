@@ -7,23 +7,25 @@ used up by what is committed and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from services.notifier import history, messages, runs
 from services.notifier.book import Active, CampaignBook, Definitions
-from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.campaign import Occurrence, calls_off, city_facts, key_of, matches, occurrence_of
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
 from services.notifier.domain.plan import Send, joined_ids_of, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
 from services.notifier.history import Key
-from services.notifier.holding import Held, not_sent
+from services.notifier.holding import Held, called_off, not_sent, waiting
 from services.notifier.messages import Message
+from shared.contracts.events import Feed, FeedRow
 from shared.data.db import Pool
+from shared.gazetteer import Gazetteer
 from shared.process.clock import Clock
 
 
@@ -33,7 +35,8 @@ class Draft:
 
     `rules`: the definitions it is planned by, whatever comes into force meanwhile. `joined`: by id of a message, the
     ids it would have had before chains of alerts were joined. `past`: pushes that count, by user. `kept`: which of
-    the batch's messages there are already."""
+    the batch's messages there are already. `waiting`: messages whose delay is not over, by user, of those whom a row of
+    the batch may call one off for."""
 
     rules: Definitions
     recipients: dict[Key, Recipient | None] = field(default_factory=dict)
@@ -44,6 +47,7 @@ class Draft:
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
     past: dict[Key, list[Past]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    waiting: dict[Key, list[Held]] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):
@@ -65,26 +69,93 @@ class Cause(NamedTuple):
 
 
 class Planner:
-    def __init__(self, pool: Pool, book: CampaignBook, clock: Clock) -> None:
-        self._pool, self._book, self._clock = pool, book, clock
+    def __init__(self, pool: Pool, book: CampaignBook, clock: Clock, gazetteer: Gazetteer) -> None:
+        self._pool, self._book, self._clock, self._gazetteer = pool, book, clock, gazetteer
 
     async def remember(self, draft: Draft, candidates: Iterable[Candidate]) -> None:
         """Read what the limits of these are judged by; must come before the first of them is planned.
 
-        A message that is there already would use its user's limits up a second time; so their ids are read, too. What
-        is stale even now, as most of an import is, never comes to its limits."""
-        if not draft.rules.history_days:
-            return
+        A message that is there already would use its user's limits up a second time, or wait a second time; so their
+        ids are read, too. What is stale even now, as most of an import is, never comes to its limits."""
         now = self._clock.now_ms()
+        several = list(candidates)
         bound = [
             one
-            for one in candidates
-            if not one.active.campaign.safety and freshness(one.active.campaign, one.occurrence, now).passed
+            for one in several
+            if draft.rules.history_days
+            and not one.active.campaign.safety
+            and not one.occurrence.due_at
+            and freshness(one.active.campaign, one.occurrence, now).passed
         ]
-        keys = {(one.shard, one.user_id) for one in bound}
-        draft.past = await history.load(self._pool, keys, self._since(draft))
-        ids = {i for one in bound for i in _ids(one.active, one.user_id, one.occurrence)}
+        draft.past = await history.load(self._pool, {(one.shard, one.user_id) for one in bound}, self._since(draft))
+        later = [one for one in several if one.occurrence.due_at]
+        ids = {i for one in (*bound, *later) for i in _ids(one.active, one.user_id, one.occurrence)}
         draft.kept = await runs.told(self._pool, ids) if ids else set()
+
+    async def remember_rows(self, draft: Draft, feed: Mapping[int, list[Feed]]) -> None:
+        """`remember` for what these rows may set going, and read what they may call off."""
+        rows = [(s, r) for s, several in feed.items() for r in several if isinstance(r, FeedRow) and r.user_id]
+        await self.remember(
+            draft,
+            (
+                Candidate(shard, row.user_id, active, self._occurrence(draft, active, row))
+                for shard, row in rows
+                for active in _begun(draft, row)
+            ),
+        )
+        ended = {(shard, row.user_id) for shard, row in rows if key_of(row) in draft.rules.ending}
+        for held in await waiting(self._pool, ended):
+            draft.waiting.setdefault((held.message.shard, held.message.user_id), []).append(held)
+
+    def row(self, draft: Draft, shard: int, row: FeedRow, recipient: Recipient, told_ms: int) -> None:
+        """What one row of the feed, folded already, calls off, and then sets going. `told_ms`: up to when the rows
+        before it had told everything."""
+        if key_of(row) in draft.rules.ending:
+            self._call_off(draft, shard, row)
+        for active in _begun(draft, row):
+            occurrence, cause = self._occurrence(draft, active, row), Cause(row.gen, row.seq, row.src, "")
+            if occurrence.due_at:
+                self._wait(draft, active, row.user_id, occurrence, shard, cause, told_ms)
+            else:
+                self.plan(draft, active, recipient, occurrence, shard, cause)
+
+    def _occurrence(self, draft: Draft, active: Active, row: FeedRow) -> Occurrence:
+        facts: dict[str, Any] = {}
+        if "city_id" in row.payload:
+            facts["city"] = city_facts(self._gazetteer.get(row.payload["city_id"]))
+        if "segment" in row.payload:
+            name = row.payload["segment"]
+            facts["segment"] = {"id": name, "title": draft.rules.segment_titles.get(name, name)}
+        return occurrence_of(active.campaign.trigger, row, facts)
+
+    def _call_off(self, draft: Draft, shard: int, row: FeedRow) -> None:
+        still: list[Held] = []
+        for held in draft.waiting.get((shard, row.user_id), ()):
+            active = draft.rules.by_id.get(held.message.campaign)
+            if active is None or not calls_off(active.campaign.trigger, held.occurrence, row):
+                still.append(held)
+                continue
+            message = called_off(held.message, row, self._clock.now_ms())
+            if message.message_id not in draft.ids:
+                draft.released.append(message)
+        draft.waiting[shard, row.user_id] = still
+
+    def _wait(
+        self, draft: Draft, active: Active, user_id: str, occurrence: Occurrence, shard: int, cause: Cause, told_ms: int
+    ) -> None:
+        """Keep an occurrence until its delay is over. One that came so late that it is over already waits for the next
+        time told: what was received together with it may call it off."""
+        (message_id,) = _ids(active, user_id, occurrence)
+        if message_id in draft.ids or message_id in draft.kept:
+            return
+        message = messages.waiting(
+            message_id, active.campaign, shard=shard, user_id=user_id, occurrence=occurrence,
+            release_at=max(occurrence.due_at, told_ms + 1), now_ms=self._clock.now_ms(),
+        )  # fmt: skip
+        message.cause_gen, message.cause_seq, message.cause_src, message.run_id = cause
+        draft.ids.add(message_id)
+        draft.planned.append(message)
+        draft.waiting.setdefault((shard, user_id), []).append(Held(message, occurrence))
 
     async def remember_held(self, draft: Draft, due: Iterable[Held]) -> None:
         """As `remember`, for messages that were kept and are planned again."""
@@ -159,6 +230,13 @@ class Planner:
 
     def _since(self, draft: Draft) -> int:
         return self._clock.now_ms() - draft.rules.history_days * DAY_MS
+
+
+def _begun(draft: Draft, row: FeedRow) -> Iterator[Active]:
+    """The campaigns that the row sets going."""
+    for active in draft.rules.by_key.get(key_of(row), ()):
+        if matches(active.campaign.trigger, row):
+            yield active
 
 
 def _ids(active: Active, user_id: str, occurrence: Occurrence) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from services.notifier.domain.campaign import Occurrence
+from services.notifier.domain.campaign import Occurrence, city_facts
 from services.notifier.domain.recipient import Recipient
 from shared.data.db import Connection, Pool, transaction
 from shared.gazetteer import Gazetteer
@@ -183,13 +183,7 @@ class Runs:
 
     def occurrence(self, run: Run, member: Member) -> Occurrence:
         """The alert as this user meets it: in the city that ties them to it."""
-        place = self._gazetteer.get(member.city_id)
-        city = {
-            "name": place.name if place else "",
-            "state": place.state if place else None,
-            "country": place.country if place else None,
-            "timezone": place.timezone if place else None,
-        }
+        city = city_facts(self._gazetteer.get(member.city_id))
         return Occurrence(
             id=run.occurrence,
             occurred_at=run.occurred_at,

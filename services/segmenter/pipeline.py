@@ -285,14 +285,15 @@ class Segmenter:
             del state.users[next(iter(state.users))]
 
     def _tell_time(self) -> None:
-        """Tell the feed's readers each shard's watermark, at most once a second."""
+        """Tell the feed's readers, at most once a second, up to when each shard's events were folded and its users
+        brought: what fell due by then lies before it in the feed."""
         now = monotonic()
         for shard, state in self._shards.items():
-            if state.watermark > state.told_time and now - self._told.get(shard, 0.0) >= 1.0:
+            if state.swept > state.told_time and now - self._told.get(shard, 0.0) >= 1.0:
                 self._told[shard] = now
-                state.told_time = state.watermark
+                state.told_time = state.swept
                 owner = self.reader.shards[shard].owner
-                self._relay.put(shard, [self._publisher.time(owner.gen, owner.next_seq - 1, state.watermark)])
+                self._relay.put(shard, [self._publisher.time(owner.gen, owner.next_seq - 1, state.swept)])
         if self._shards:
             # a shard that was told no time yet hides no other one
             told = [state.watermark for state in self._shards.values() if state.watermark]

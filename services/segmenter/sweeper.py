@@ -25,14 +25,18 @@ class Sweeper:
         self._segmenter = segmenter
 
     async def step(self) -> None:
-        """A few pages of work; events come in between."""
+        """A few pages of either work; events come in between. Time is told as far as it was swept: so the shard
+        furthest behind comes first, and a walk holds no sweep up."""
+        states = sorted(self._segmenter.shards.values(), key=lambda state: state.swept)
         pages = 0
-        for state in list(self._segmenter.shards.values()):
-            while pages < _PAGES_PER_STEP and state.rules is not None and state.rules_cursor is not None:
-                await self._walk_page(state)
-                pages += 1
+        for state in states:
             while pages < _PAGES_PER_STEP and state.rules is not None and self._sweep_wanted(state):
                 await self._sweep_page(state)
+                pages += 1
+        pages = 0
+        for state in states:
+            while pages < _PAGES_PER_STEP and state.rules is not None and state.rules_cursor is not None:
+                await self._walk_page(state)
                 pages += 1
 
     @staticmethod

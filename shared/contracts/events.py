@@ -115,7 +115,8 @@ class FeedRow(msgspec.Struct, array_like=True, tag="f", frozen=True, gc=False):
 
 
 class FeedTime(msgspec.Struct, array_like=True, tag="t", frozen=True, gc=False):
-    """The shard's watermark has reached `as_of`, and its rows up to `(gen, seq)` are in the feed."""
+    """All that was received up to `as_of`, and all that fell due by then, is among the shard's rows up to `(gen, seq)`,
+    which lie before this record in the feed."""
 
     gen: int
     seq: int

@@ -46,6 +46,9 @@ SignalName = Literal[
 ]
 
 ActivityName = Literal["new", "active", "at_risk", "inactive", "lapsed", "reactivated", "uninstalled"]
+CITY_SIGNALS: frozenset[SignalName] = frozenset({"default_city", "city_searched", "city_added", "city_removed"})
+"""Events of these name a place; one that names none, or one that is not known, is refused."""
+
 Relation = Literal["default", "searched", "added"]
 Severity = Literal["Extreme", "Severe", "Moderate", "Minor", "Unknown"]
 
@@ -138,7 +141,46 @@ class AlertTrigger(_Definition, frozen=True, tag="alert"):
     relations: list[Relation] = msgspec.field(default_factory=lambda: ["default", "added"])
 
 
-Trigger = StageTrigger | ActivityTrigger | AlertTrigger
+class EventTrigger(_Definition, frozen=True, tag="event"):
+    """A user's event of one of these names, as the app posts them, with one of these values in each of these
+    properties.
+
+    `delay_minutes`: only so much later, and not if one of the events `unless` occurs before that. It must agree with
+    the first one in all of `same`: properties, or `city`, the place an event names. An event that lacks one of these
+    sets nothing going."""
+
+    event: list[str]
+    where: dict[str, list[str | int | float | bool]] = {}
+    delay_minutes: int = 0
+    unless: list[str] = []
+    same: list[str] = []
+
+
+class SegmentTrigger(_Definition, frozen=True, tag="segment_entered"):
+    """The user enters one of these segments; with `delay_minutes` only if they are in it all that time."""
+
+    segment: list[str]
+    delay_minutes: int = 0
+
+
+class SegmentExitTrigger(_Definition, frozen=True, tag="segment_exited"):
+    """The user leaves one of these segments; with `delay_minutes` only if they stay out of it all that time."""
+
+    segment: list[str]
+    delay_minutes: int = 0
+
+
+Trigger = StageTrigger | ActivityTrigger | AlertTrigger | EventTrigger | SegmentTrigger | SegmentExitTrigger
+
+
+class Audience(_Definition, frozen=True):
+    """Whom a campaign is for, as the user is when it is planned: one of these stages, one of these activities, in one
+    of these segments and in none of those of `not_segment`. What is empty asks nothing."""
+
+    stage: list[str] = []
+    activity: list[ActivityName] = []
+    segment: list[str] = []
+    not_segment: list[str] = []
 
 
 class Template(_Definition, frozen=True):
@@ -154,7 +196,8 @@ class Campaign(_Definition, frozen=True):
     `safety` campaigns hold nobody out, no limits bind them, and they use none up. `on_unknown`: what becomes
     of a push whose outcome was never learnt — sent again under the same collapse id, or given up.
     `no_repeat_days`: for how long a user is not sent the same `offer` again, whichever campaign makes it, or
-    without an offer the same text (0: it may be repeated).
+    without an offer the same text (0: it may be repeated). `freshness_seconds` count from what set the campaign going,
+    or from the end of the delay.
     """
 
     id: str
@@ -172,6 +215,7 @@ class Campaign(_Definition, frozen=True):
     enabled: bool = True
     offer: str = ""
     no_repeat_days: int = 0
+    audience: Audience = Audience()
 
 
 class Cap(_Definition, frozen=True):
@@ -224,6 +268,11 @@ class Rules(_Definition, frozen=True):
     intake: Intake = Intake()
     campaigns: list[Campaign] = []
     limits: Limits = Limits()
+
+
+def city_events(rules: Rules) -> frozenset[str]:
+    """The events that name a place."""
+    return frozenset(name for signal in CITY_SIGNALS for name in rules.signals.get(signal, ()))
 
 
 encode_rules = msgspec.json.Encoder().encode

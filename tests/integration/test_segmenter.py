@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from services.segmenter import shard as shard_module
-from services.segmenter import store
+from services.segmenter import store, sweeper
 from services.segmenter.domain.state import decode_hot
 from shared.contracts.events import Accepted, FeedTime, Rejected, TimeRecord, decode_feed
 from shared.contracts.rules import Rules, Segment
@@ -334,6 +334,24 @@ async def test_readers_of_the_feed_are_told_the_time(site: Site) -> None:
         (time,) = await until(told)
     rows = await site.ledger(0)
     assert (time.as_of, time.seq) == (T0 + DAY, rows[-1]["seq"])
+
+
+async def test_time_is_told_behind_all_that_fell_due_by_then(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a delay to be over would otherwise judge before they heard of the user leaving a segment."""
+    monkeypatch.setattr(sweeper, "_PAGE", 1)
+    log, end = Decided(), T0 + 20 * DAY
+    users = users_of(0, 10)
+    await site.decide(*(log.event("Application Opened", T0, user=user) for user in users), log.time(end), shard=0)
+    async with site.segmenter():
+
+        async def told() -> list[Any]:
+            found = [decode_feed(r.value) for r in await site.records(Topic.FEED, 0)]
+            return found if any(isinstance(one, FeedTime) and one.as_of == end for one in found) else []
+
+        found = await until(told)
+    order = [one.as_of if isinstance(one, FeedTime) else one.payload.get("to") for one in found]
+    assert Counter(order)["at_risk"] == 10
+    assert order.index(end) > max(n for n, what in enumerate(order) if what == "at_risk")
 
 
 # -- rules ----------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Alerts:
         nothing: Any = SimpleNamespace(put=lambda *_: None, take_dead_tokens=list)
         self._notifier = Notifier(
             pool=cast(Any, self), book=book, relay=nothing, dispatcher=nothing, runs=self._runs,
-            clock=cast(Any, self.clock), most_cached=1000,
+            clock=cast(Any, self.clock), gazetteer=self._gazetteer, most_cached=1000,
         )  # fmt: skip
         self._notifier._recipients = {0: {}}
         self._notifier.reader = cast(Any, self)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tests.support import oracle_context
-from tests.support.oracle_messages import Reader, message_id_of, verdict
+from tests.support.oracle_messages import Known, Reader, message_id_of, verdict
 from tests.support.oracle_person import Book
 from tests.support.oracle_snapshot import Snapshot
 
@@ -25,8 +25,8 @@ class Audience(NamedTuple):
     run: dict[str, Any]
     members: dict[str, int]
     """User → the ledger row that made them one."""
-    known: dict[str, tuple[list[str], bool | None]]
-    """User → tokens and consent, of those who were members even then."""
+    known: dict[str, Known]
+    """By user, of those who were members even then."""
 
 
 def check(snapshot: Snapshot) -> list[str]:
@@ -34,7 +34,7 @@ def check(snapshot: Snapshot) -> list[str]:
     book = Book(max(snapshot.rules), snapshot.rules[max(snapshot.rules)])
     campaigns = {c["id"]: c for c in book.campaigns if c["trigger"]["type"] == "alert"}
     then = oracle_context.check(snapshot, campaigns, found)
-    audiences = _audiences(snapshot, found)
+    audiences = _audiences(snapshot, campaigns, found)
     messages = [m for m in snapshot.messages if m["run_id"] and m["campaign"] in campaigns]
     by_user: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for message in messages:
@@ -88,9 +88,8 @@ def _repeated(
 
 def _message(message: dict[str, Any], audience: Audience, campaign: dict[str, Any], book: Book, salt: str) -> list[str]:
     run, user, name = audience.run, message["user_id"], message["message_id"]
-    devices, consent = audience.known[user]
     valid_until = run["valid_until"]
-    found = verdict(message, book, salt, campaign, devices, consent, run["occurred_at"], valid_until)
+    found = verdict(message, book, salt, campaign, audience.known[user], run["occurred_at"], valid_until)
     if (message["cause_seq"], message["occurrence"]) != (audience.members[user], run["occurrence"]):
         found.append(f"message {name} names {message['cause_seq']} as its cause, not {audience.members[user]}")
     if message["campaign_version"] == campaign.get("version", 1):
@@ -108,7 +107,7 @@ def _message(message: dict[str, Any], audience: Audience, campaign: dict[str, An
     return found
 
 
-def _audiences(snapshot: Snapshot, found: list[str]) -> list[Audience]:
+def _audiences(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> list[Audience]:
     """Every page of every run, told again from the ledger."""
     runs = {run["run_id"]: run for run in snapshot.runs}
     shards = {(r["run_id"], r["shard"]): r["done"] for r in snapshot.run_shards}
@@ -127,7 +126,7 @@ def _audiences(snapshot: Snapshot, found: list[str]) -> list[Audience]:
         ones.sort(key=lambda page: page["after"])
         for page, following in zip(ones, [*ones[1:], None], strict=True):
             upto = following["after"] if following else None
-            several.append(_audience(page, upto, runs[run_id], ledgers[shard]))
+            several.append(_audience(page, upto, runs[run_id], ledgers[shard], campaigns))
     return several
 
 
@@ -162,7 +161,9 @@ class Ledger:
         return known
 
 
-def _audience(page: dict[str, Any], upto: str | None, run: dict[str, Any], ledger: Ledger) -> Audience:
+def _audience(
+    page: dict[str, Any], upto: str | None, run: dict[str, Any], ledger: Ledger, campaigns: dict[str, dict[str, Any]]
+) -> Audience:
     cities = set(run["city_ids"])
     chosen: dict[str, tuple[str, int]] = {}
     # a user's default city comes before the others, a lesser id before a greater one
@@ -175,7 +176,7 @@ def _audience(page: dict[str, Any], upto: str | None, run: dict[str, Any], ledge
     for user, (relation, _) in chosen.items():
         reader = ledger.reader(user, page["heard_seq"])
         if _still(relation, reader, cities):
-            known[user] = (list(reader.devices.values()), reader.consent)
+            known[user] = reader.as_known(campaigns.get(run["campaign"], {}))
     return Audience(page, run, {user: entered for user, (_, entered) in chosen.items()}, known)
 
 

@@ -92,6 +92,7 @@ class Shard:
             "message_id": decision.message_id,
             "occurred_at": decision.occurred_at,
             "received_at": decision.received_at,
+            "mode": decision.mode,
             "city_id": decision.city_id,
             "properties": decision.properties,
             "context": context

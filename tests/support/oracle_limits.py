@@ -88,7 +88,7 @@ def _went_at(message: dict[str, Any]) -> int:
 def _may_count(other: dict[str, Any], at: int) -> bool:
     """Whether it may have been on its way at that moment: planned, and neither sent nor given up."""
     stopped_at_once = other["state"] in ("suppressed", "held_out") and other.get("content_key", "") == ""
-    return not stopped_at_once and other["state"] != "held" and (other["finished_at"] or NEVER) >= at
+    return not stopped_at_once and other["state"] not in ("held", "waiting") and (other["finished_at"] or NEVER) >= at
 
 
 def _cap(

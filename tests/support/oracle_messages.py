@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from typing import Any
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
 
-from tests.support import oracle_limits
+from shared.contracts.events import FeedTime, decode_feed
+from tests.support import oracle_limits, oracle_moments
 from tests.support.oracle_person import Book, rfc3339
 from tests.support.oracle_snapshot import Snapshot
+from tests.support.oracle_topics import Seen
 
+READ_WITHIN = 10_000
+"""How long the notifier may take to notice that something is due."""
 TERMINAL = {"sent", "failed", "unknown", "suppressed", "held_out"}
+
+
+class Known(NamedTuple):
+    """A user as a gate sees them: tokens, the newest last; what they said of pushes; whether the campaign is for them."""
+
+    devices: list[str]
+    consent: bool | None
+    meant: bool = True
+
+
+class Wanted(NamedTuple):
+    """What a ledger row asks for. `known`: the user as the row left them, and for what has to wait as any later row
+    did. `off`: whether it must have been called off; None where it came down to which of two was read first."""
+
+    row: dict[str, Any]
+    campaign: dict[str, Any]
+    due: int | None
+    known: list[Known]
+    off: bool | None = False
 
 
 class Reader:
@@ -21,6 +44,9 @@ class Reader:
         self.consent: bool | None = None
         self.home: int | None = None
         self.added: set[int] = set()
+        self.stage: str | None = None
+        self.pulse: str | None = None
+        self.segments: set[str] = set()
 
     def takes(self, row: dict[str, Any]) -> None:
         payload = row["payload"]
@@ -40,6 +66,24 @@ class Reader:
             self.added.add(payload["city_id"])
         elif row["kind"] == "cohort_exited" and payload["relation"] == "added":
             self.added.discard(payload["city_id"])
+        elif row["kind"] == "stage_changed":
+            self.stage = payload["to"]
+        elif row["kind"] == "activity_changed":
+            self.pulse = payload["to"]
+        elif row["kind"] == "segment_entered":
+            self.segments.add(payload["segment"])
+        elif row["kind"] == "segment_exited":
+            self.segments.discard(payload["segment"])
+
+    def as_known(self, campaign: dict[str, Any]) -> Known:
+        asked = campaign.get("audience", {})
+        meant = (
+            (not asked.get("stage") or self.stage in asked["stage"])
+            and (not asked.get("activity") or self.pulse in asked["activity"])
+            and (not asked.get("segment") or any(s in self.segments for s in asked["segment"]))
+            and not any(s in self.segments for s in asked.get("not_segment", []))
+        )
+        return Known(list(self.devices.values()), self.consent, meant)
 
 
 def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list[str]:
@@ -51,7 +95,7 @@ def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list
     unasked = sorted(kept.keys() - expected.keys())
     found += [f"message {i} should not be: nothing in the ledger asks for it" for i in unasked]
     for message_id in sorted(expected.keys() & kept.keys()):
-        found += _judged(kept[message_id], newest, snapshot.salt, **expected[message_id])
+        found += _judged(kept[message_id], newest, snapshot.salt, expected[message_id])
     found += _outcomes(snapshot)
     if snapshot.pushes is not None:
         found += _arrived(snapshot, repeated_sends)
@@ -61,29 +105,46 @@ def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list
     return found
 
 
-def _expected(snapshot: Snapshot, book: Book) -> dict[str, dict[str, Any]]:
-    """Message id → the ledger row that asks for it, the campaign, and the user as the feed left them there."""
+def _expected(snapshot: Snapshot, book: Book) -> dict[str, Wanted]:
+    """By message id."""
     readers: dict[str, Reader] = {}
-    wanted: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, Wanted] = {}
+    waiting: defaultdict[str, list[str]] = defaultdict(list)
+    times = {shard: _times(log) for shard, log in snapshot.feed.items()}
     for row in sorted(snapshot.ledger, key=lambda r: (r["shard"], r["seq"])):
-        reader = readers.setdefault(row["user_id"], Reader())
+        user = row["user_id"]
+        reader = readers.setdefault(user, Reader())
         reader.takes(row)
+        for message_id in waiting[user]:
+            one = wanted[message_id]
+            wanted[message_id] = _later(one, row, reader, times.get(row["shard"], []))
         for campaign in book.campaigns:
-            trigger = campaign["trigger"]
-            if trigger["type"] != row["kind"] or row["kind"] not in ("stage_changed", "activity_changed"):
+            asked = oracle_moments.asks(campaign, row)
+            if asked is None:
                 continue
-            before, after = row["payload"]["from"], row["payload"]["to"]
-            if (trigger.get("from") and before not in trigger["from"]) or (
-                trigger["to"] and after not in trigger["to"]
-            ):
+            message_id = message_id_of(campaign, user, asked.occurrence, row["occurred_at"])
+            if message_id in wanted:
                 continue
-            occurrence = f"{row['kind']}:{before or ''}>{after}:{row['occurred_at']}"
-            message_id = message_id_of(campaign, row["user_id"], occurrence, row["occurred_at"])
-            wanted.setdefault(
-                message_id,
-                {"row": row, "campaign": campaign, "devices": list(reader.devices.values()), "consent": reader.consent},
-            )
+            wanted[message_id] = Wanted(row, campaign, asked.due, [reader.as_known(campaign)])
+            if asked.due is not None:
+                waiting[user].append(message_id)
     return wanted
+
+
+def _later(one: Wanted, row: dict[str, Any], reader: Reader, times: list[tuple[int, int]]) -> Wanted:
+    """What a later row of the user makes of something that has to wait."""
+    assert one.due is not None
+    off = one.off
+    if not off and oracle_moments.ends(one.campaign, one.row, one.due, row):
+        # the first time told that makes it due: rows before that were read in time, later ones perhaps
+        told = min((seq for seq, at in times if at >= one.due and seq >= one.row["seq"]), default=None)
+        off = True if told is None or row["seq"] <= told else None
+    return one._replace(off=off, known=[*one.known, reader.as_known(one.campaign)])
+
+
+def _times(log: list[Seen]) -> list[tuple[int, int]]:
+    """The times a shard's feed told, each with the number of the last row before it."""
+    return [(one.seq, one.as_of) for r in log if isinstance(one := decode_feed(r.value or b""), FeedTime)]
 
 
 def message_id_of(campaign: dict[str, Any], user_id: str, occurrence: str, at: int) -> str:
@@ -92,19 +153,28 @@ def message_id_of(campaign: dict[str, Any], user_id: str, occurrence: str, at: i
     return f"{moment[2:4]}{moment[5:7]}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
 
 
-def _judged(
-    message: dict[str, Any],
-    book: Book,
-    salt: str,
-    row: dict[str, Any],
-    campaign: dict[str, Any],
-    devices: list[str],
-    consent: bool | None,
-) -> list[str]:
-    found = verdict(message, book, salt, campaign, devices, consent, row["occurred_at"])
+def _judged(message: dict[str, Any], book: Book, salt: str, wanted: Wanted) -> list[str]:
+    row, name = wanted.row, message["message_id"]
+    found = [] if wanted.due is None else _waited(message, wanted)
+    if not found and message["state"] != "waiting" and message["reason"] != "called_off":
+        since = wanted.due or row["occurred_at"]
+        several = [verdict(message, book, salt, wanted.campaign, known, since) for known in wanted.known]
+        found = min(several, key=len)
     if (message["cause_seq"], message["cause_src"]) != (row["seq"], row["src"]):
-        found.append(f"message {message['message_id']} names {message['cause_seq']} as its cause, not {row['seq']}")
+        found = [*found, f"message {name} names {message['cause_seq']} as its cause, not {row['seq']}"]
     return found
+
+
+def _waited(message: dict[str, Any], wanted: Wanted) -> list[str]:
+    """Whether it waited as long as it should, and was called off if it had to be."""
+    assert wanted.due is not None
+    off = message["reason"] == "called_off"
+    if wanted.off is not None and off is not wanted.off:
+        was = "was called off, and nothing asks for that" if off else f"is {message['state']}, should be called off"
+        return [f"message {message['message_id']} {was}"]
+    if not off and message["state"] != "waiting" and message["planned_at"] < wanted.due:
+        return [f"message {message['message_id']} was due at {wanted.due} and judged at {message['planned_at']}"]
+    return []
 
 
 def verdict(
@@ -112,17 +182,19 @@ def verdict(
     book: Book,
     salt: str,
     campaign: dict[str, Any],
-    devices: list[str],
-    consent: bool | None,
+    known: Known,
     occurred_at: int,
     valid_until: int | None = None,
 ) -> list[str]:
-    """Whether the message became what every gate, asked again, makes of it; `devices` are tokens, the newest last."""
+    """Whether the message became what every gate, asked again, makes of it."""
+    devices, consent, meant = known
     percent = 0.0 if campaign.get("safety") else campaign.get("holdout_percent", 0.0)
     draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{message['user_id']}".encode(), digest_size=8).digest()
     should: tuple[str, str]
     if not campaign.get("enabled", True):
         should = ("suppressed", "paused")
+    elif not meant:
+        should = ("suppressed", "not_in_audience")
     elif consent is False or (consent is None and "push" in book.consent_asked):
         should = ("suppressed", "no_consent")
     elif not devices:
@@ -140,7 +212,9 @@ def verdict(
     if should[0] == "sent" and not fits:
         waited = state == "suppressed" and reason in ("no_consent", "no_device", "expired")
         held = (
-            state == "suppressed" and bool(message.get("release_at")) and reason in ("paused", "stale", "left_audience")
+            state == "suppressed"
+            and bool(message.get("release_at"))
+            and reason in ("paused", "stale", "left_audience", "not_in_audience")
         )
         limited = state == "suppressed" and reason in oracle_limits.REASONS  # whether rightly: oracle_limits says
         fits = state in ("failed", "unknown") or waited or held or limited
@@ -158,7 +232,15 @@ def _outcomes(snapshot: Snapshot) -> list[str]:
     states = {m["message_id"]: m["state"] for m in snapshot.messages}
     said = {r["message_id"]: r["outcome"] for r in snapshot.outcome_rows if r["outcome"] != "opened"}
     found = [f"message {i} has {n} outcomes" for i, n in told.items() if n > 1]
+    watermarks = {t["shard"]: t["watermark"] for t in snapshot.times}
+    waiting = {
+        m["message_id"]
+        for m in snapshot.messages
+        if m["state"] == "waiting" and m["release_at"] > watermarks.get(m["shard"], 0) - READ_WITHIN
+    }
     for message_id, state in states.items():
+        if message_id in waiting:
+            continue
         if state not in TERMINAL:
             found.append(f"message {message_id} is still {state}")
         elif said.get(message_id) != state:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from tests.support import oracle_moments
 from tests.support.oracle_shop import Purchases
 
 DAY = 86_400_000
@@ -154,6 +155,9 @@ class Person:
             self._tell("opened", {"message_id": event["properties"]["message_id"]}, at, "event", cause)
         self._conclude(at, "event", cause, book)
         self._live_until(moment, book)
+        told = oracle_moments.moment(book.campaigns, book.properties, event)
+        if told is not None:
+            self._tell("moment", told, at, "event", cause)
         return True
 
     # -- repeats

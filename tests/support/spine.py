@@ -368,7 +368,7 @@ class Site:
             runs = Runs(self.pool, self.gazetteer)
             running.notifier = Notifier(
                 pool=self.pool, book=running.book, relay=running.relay, dispatcher=running.dispatcher, runs=runs,
-                clock=self.clock, most_cached=10_000,
+                clock=self.clock, gazetteer=self.gazetteer, most_cached=10_000,
             )  # fmt: skip
             handler = ContextHandler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke)
             consumer = await stack.enter_async_context(self.consumer(Topic.FEED))

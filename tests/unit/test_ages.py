@@ -68,7 +68,9 @@ async def test_a_replica_to_which_the_group_gives_nothing_is_not_late() -> None:
 async def test_the_feeds_age_is_that_of_the_shard_told_least() -> None:
     clock = _Clock()
     quiet: Any = SimpleNamespace(disown_all=lambda: None, disown=lambda: None, own=lambda _: None)
-    one = Notifier(pool=quiet, book=quiet, relay=quiet, dispatcher=quiet, runs=quiet, clock=clock, most_cached=1000)  # type: ignore[arg-type]
+    one = Notifier(
+        pool=quiet, book=quiet, relay=quiet, dispatcher=quiet, runs=quiet, clock=clock, gazetteer=quiet, most_cached=1000  # type: ignore[arg-type]
+    )  # fmt: skip
     one.reader = SimpleNamespace(spare=False)  # type: ignore[assignment]
     assert REGISTRY.get_sample_value(NOTIFIER) == 0, "no time was told yet"
     one._told = {0: clock.now - 1_000, 1: clock.now - 9_000}

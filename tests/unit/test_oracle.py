@@ -15,9 +15,10 @@ import pytest
 from services.packs import load_pack
 from services.segmenter import loading, pipeline
 from services.segmenter.domain import dedup
+from services.segmenter.domain.state import Change
 from services.segmenter.shard import Draft
 from services.segmenter.sweeper import Sweeper
-from shared.contracts.rules import Rules, Segment, Viewed
+from shared.contracts.rules import Campaign, EventTrigger, Rules, Segment, Template, Viewed
 from shared.data import shard_owner
 from shared.data.shard_owner import Owner
 from shared.process.errors import Fenced
@@ -118,6 +119,48 @@ def test_a_shop_is_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert differences(world) == []
     assert sum(n for (_, kind, name), n in world.tallies.items() if (kind, name) == ("total", "orders")) > 10
     assert any(row.kind == "segment_exited" and row.cause_type == "tick" for row in world.ledger)
+
+
+def waiting_rules(hours: int) -> Rules:
+    """A shop in which campaigns wait for events, and to hear nothing more."""
+    texts = {"en": Template("Hi", "{{ event.currency }}")}
+    wish = EventTrigger(["Product Added to Wishlist"], {}, hours * 60, ["Order Completed"])
+    kept = EventTrigger(["Order Completed"], {"channel": ["online"]}, hours * 60, ["Order Refunded"], ["order_id"])
+    campaigns = [Campaign("wish", "W", wish, texts), Campaign("kept", "K", kept, texts, freshness_seconds=60)]
+    return msgspec.structs.replace(load_pack("commerce"), campaigns=campaigns)
+
+
+def without_messages(world: Miniature) -> list[str]:
+    """There is no notifier to make any."""
+    return [one for one in differences(world) if not one.startswith("message ")]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_moments_are_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the rules in force at each event: campaigns come, wait longer, and go."""
+    world = Miniature({1: shop_rules(), 2: waiting_rules(1), 3: waiting_rules(99), 4: shop_rules()}, monkeypatch)
+    live(world, seed, days=40, versions=(1, 2, 3, 4), events=400, kind=ShopTraffic)
+    assert without_messages(world) == []
+    assert sum(row.kind == "moment" for row in world.ledger) > 30
+
+
+@pytest.mark.parametrize("defect", ["first", "twice", "without its properties"])
+def test_a_moment_told_wrongly_is_found(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = Draft.user
+
+    def wrong(self: Draft, user_id: str, entry: Any, before: Any, changes: list[Change], src: int) -> None:
+        told = [change for change in changes if change.kind == "moment"]
+        others = [change for change in changes if change.kind != "moment"]
+        if defect == "without its properties":
+            told = [one._replace(payload=one.payload | {"properties": {}}) for one in told]
+        order = [*told, *others] if defect == "first" else [*others, *told]
+        user(self, user_id, entry, before, order + told if defect == "twice" else order, src)
+
+    monkeypatch.setattr(Draft, "user", wrong)
+    world = Miniature({1: waiting_rules(1)}, monkeypatch)
+    live(world, 1, days=10, events=100, kind=ShopTraffic)
+    found = without_messages(world)
+    assert any("ledger row" in one and "moment" in one for one in found), found
 
 
 def test_orders_folded_without_those_before_them_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.notifier.domain.campaign import Occurrence, known_variables, matches, occurrence_of
+from services.notifier.domain.campaign import (
+    Occurrence,
+)
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past, content_key
 from services.notifier.domain.gates import Reason
 from services.notifier.domain.personalise import compile_templates
@@ -27,14 +29,11 @@ from services.notifier.domain.plan import (
     joined_ids_of,
     message_id_of,
     plan,
-    variables_of,
 )
 from services.notifier.domain.recipient import Recipient
-from services.notifier.domain.template_check import analyse_campaign
-from shared.contracts.events import Device, FeedRow
+from shared.contracts.events import Device
 from shared.contracts.rules import (
-    ActivityTrigger,
-    AlertTrigger,
+    Audience,
     Campaign,
     Cap,
     Limits,
@@ -113,6 +112,32 @@ def test_the_first_gate_that_fails_gives_the_reason(
     assert verdict.reason is reason
     assert [check.passed for check in verdict.explain][-1] is False
     assert all(check.passed for check in verdict.explain[:-1])
+
+
+@pytest.mark.parametrize(
+    ("audience", "segments", "reached"),
+    [
+        (Audience(stage=["reach", "activated"]), (), True),
+        (Audience(stage=["reach"]), (), False),
+        (Audience(activity=["at_risk"]), (), False),
+        (Audience(segment=["promoters", "buyers"]), ("buyers",), True),
+        (Audience(segment=["promoters"]), ("buyers",), False),
+        (Audience(not_segment=["detractors"]), (), True),
+        (Audience(not_segment=["detractors"]), ("buyers", "detractors"), False),
+        (Audience(["activated"], ["active"], ["buyers"], ["detractors"]), ("buyers",), True),
+        (Audience(["activated"], ["lapsed"], ["buyers"], ["detractors"]), ("buyers",), False),
+    ],
+)
+def test_a_campaign_is_for_its_audience_safety_or_not(
+    audience: Audience, segments: tuple[str, ...], reached: bool
+) -> None:
+    """Asked before consent: who was never meant is not counted among those who refused."""
+    for safety in (False, True):
+        verdict = planned(campaign(audience=audience, safety=safety), user(segments=segments, push_consent=False))
+        assert isinstance(verdict, Suppress)
+        assert verdict.reason is (Reason.NO_CONSENT if reached else Reason.NOT_IN_AUDIENCE)
+        assert [c.gate for c in verdict.explain][:2] == ["enabled", "audience"]
+    assert planned(campaign(), user()).explain[1].gate == "consent", "asked of no campaign that is for everyone"
 
 
 # NOW is 04:04 in Oslo, and 21:04 of the evening before in Chicago
@@ -297,50 +322,3 @@ def test_a_later_message_of_the_same_chain_replaces_the_first_on_screen() -> Non
     assert isinstance(second, Send)
     assert first.message_id != second.message_id
     assert first.collapse_id == second.collapse_id
-
-
-def change(kind: str, source: str | None, target: str, seq: int = 1, gen: int = 1) -> FeedRow:
-    return FeedRow(gen, seq, 0, "u1", kind, {"from": source, "to": target}, NOW, NOW, ("event", "m"), 7, 1)
-
-
-@pytest.mark.parametrize(
-    ("trigger", "row", "expected"),
-    [
-        (StageTrigger(["b"]), change("stage_changed", "a", "b"), True),
-        (StageTrigger(["b"]), change("stage_changed", "a", "c"), False),
-        (StageTrigger(["b"], ["a"]), change("stage_changed", "a", "b"), True),
-        (StageTrigger(["b"], ["a"]), change("stage_changed", None, "b"), False),
-        (StageTrigger([]), change("stage_changed", None, "z"), True),
-        (StageTrigger(["active"]), change("activity_changed", "new", "active"), False),
-        (ActivityTrigger(["inactive"]), change("activity_changed", "active", "inactive"), True),
-        (ActivityTrigger(["inactive"], ["new"]), change("activity_changed", "active", "inactive"), False),
-        (AlertTrigger(), change("stage_changed", "a", "b"), False),
-    ],
-)
-def test_a_trigger_matches_only_its_own_changes(trigger: Trigger, row: FeedRow, expected: bool) -> None:
-    assert matches(trigger, row) is expected
-
-
-def test_a_change_decided_again_after_a_restore_is_the_same_message() -> None:
-    """A restore raises `gen` and moves `seq`; the user must not be pushed a second time for it."""
-    c = campaign()
-    before = planned(c, what=occurrence_of(change("stage_changed", "new", "activated", seq=5, gen=1)))
-    after = planned(c, what=occurrence_of(change("stage_changed", "new", "activated", seq=900, gen=2)))
-    other = planned(c, what=occurrence_of(change("stage_changed", "lapsed", "activated")))
-    assert before.message_id == after.message_id != other.message_id
-
-
-@pytest.mark.parametrize("trigger", [StageTrigger(["b"]), ActivityTrigger(["inactive"])])
-def test_every_variable_promised_to_authors_is_there(trigger: Trigger) -> None:
-    """Known names are checked against what a plan really hands to the template."""
-    c = campaign(trigger=trigger)
-    given_to_template = variables_of(c, USER, occurrence_of(change("stage_changed", None, "b")))
-    for path, may_be_missing in known_variables(trigger).items():
-        value: Any = given_to_template
-        for part in path.split("."):
-            value = value[part]
-        assert may_be_missing or value is not None
-    assert (
-        analyse_campaign(campaign("{{ change.to }}, {{ change.from | default: 'new' }}"), known_variables(trigger))
-        == []
-    )

@@ -53,7 +53,12 @@ ROWS = st.lists(
         st.builds(lambda n: row("device_removed", device_id=f"d{n}"), st.integers(1, 12)),
         st.builds(lambda given: row("consent_set", push=given), st.booleans()),
         st.builds(lambda locale: row("profile_set", locale=locale), st.sampled_from(["en", "fr"])),
-        st.just(row("moment", name="x")),
+        st.builds(
+            lambda kind, name: row(kind, segment=name),
+            st.sampled_from(["segment_entered", "segment_exited"]),
+            st.sampled_from(["a", "b"]),
+        ),
+        st.just(row("moment", event="x", mode="live", properties={})),
     ),
     max_size=30,
 )
@@ -106,6 +111,13 @@ def test_leaving_the_old_default_city_does_not_undo_the_new_one() -> None:
     assert gone.default_city is None
 
 
+def test_segments_are_those_entered_and_not_left() -> None:
+    rows = [row("segment_entered", segment=name) for name in ("b", "a", "c")]
+    recipient = folded(*rows, row("segment_exited", segment="b"))
+    assert recipient is not None
+    assert recipient.segments == ("a", "c")
+
+
 def test_consent_for_other_purposes_is_not_consent_to_pushes() -> None:
     recipient = folded(row("consent_set", push=False), row("consent_set", location=True))
     assert recipient is not None
@@ -116,7 +128,7 @@ def test_an_erased_user_leaves_no_row() -> None:
     assert folded(device(1), row("user_erased")) is None
 
 
-@pytest.mark.parametrize("kind", ["moment", "opened", "segment_entered", "never_heard_of"])
+@pytest.mark.parametrize("kind", ["moment", "opened", "never_heard_of"])
 def test_kinds_of_no_concern_make_no_row(kind: str) -> None:
     assert fold(None, row(kind)) is None
 

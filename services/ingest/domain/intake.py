@@ -16,7 +16,7 @@ from services.ingest.domain.personal import personal
 from services.ingest.domain.places import UNKNOWN_PLACE, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
-from shared.contracts.rules import Rules, SignalName
+from shared.contracts.rules import Rules, city_events
 from shared.gazetteer import Gazetteer
 from shared.process.clock import parse_instant
 
@@ -30,7 +30,6 @@ _CALLS = {
     "group": "$group",
     "alias": "$alias",
 }
-_CITY_SIGNALS: tuple[SignalName, ...] = ("default_city", "city_searched", "city_added", "city_removed")
 
 
 class RawRecord(NamedTuple):
@@ -103,7 +102,7 @@ class Intake:
         self._allowed = {name: frozenset(keys) for name, keys in rules.intake.properties.items()}
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
         self._future_ms = rules.intake.future_days * DAY_MS
-        self._city_events = frozenset(name for signal in _CITY_SIGNALS for name in rules.signals.get(signal, ()))
+        self._city_events = city_events(rules)
 
     def judge(self, raw: RawRecord) -> Verdict:
         """The verdict on one raw record; reasons are `code` or `code:detail`."""

@@ -1,4 +1,4 @@
-"""Which rows of the feed set a campaign going, what then happened once, and what its templates may name."""
+"""Which rows of the feed set a campaign going or call it off, what happened once, and what its templates may name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from typing import Any
 import msgspec
 
 from shared.contracts.events import FeedRow
-from shared.contracts.rules import ActivityTrigger, AlertTrigger, StageTrigger, Trigger
+from shared.contracts.rules import (
+    ActivityTrigger,
+    AlertTrigger,
+    EventTrigger,
+    Rules,
+    SegmentExitTrigger,
+    SegmentTrigger,
+    StageTrigger,
+    Trigger,
+    city_events,
+)
+from shared.gazetteer.places import Place
+
+MINUTE_MS = 60_000
 
 _USER: dict[str, bool] = {
     "user.stage": True,
@@ -17,8 +30,10 @@ _USER: dict[str, bool] = {
     "user.timezone": True,
     "campaign.id": False,
     "campaign.title": False,
+    "occurred_at": False,
 }
-_CHANGE: dict[str, bool] = {"change.from": True, "change.to": False, "occurred_at": False}
+_CHANGE: dict[str, bool] = {"change.from": True, "change.to": False}
+_CITY: dict[str, bool] = {"city.name": False, "city.state": True, "city.country": True, "city.timezone": True}
 _ALERT: dict[str, bool] = {
     "alert.event": False,
     "alert.severity": False,
@@ -27,12 +42,8 @@ _ALERT: dict[str, bool] = {
     "alert.instruction": True,
     "alert.area": True,
     "alert.ends_at": True,
-    "city.name": False,
-    "city.state": True,
-    "city.country": True,
-    "city.timezone": True,
-    "occurred_at": False,
 }
+_SEGMENT: dict[str, bool] = {"segment.id": False, "segment.title": False}
 
 
 class Occurrence(msgspec.Struct, frozen=True):
@@ -43,6 +54,8 @@ class Occurrence(msgspec.Struct, frozen=True):
     phone: a later message with the same one replaces it (default: `id`). `began_at` is the same for every
     message of a chain of alerts, so that all find the one message id (default: `occurred_at`). `joined` are
     the (id, began_at) of occurrences that turned out to be this one after messages may have been made of them.
+    `due_at`: when the campaign's delay is over, before which what agrees with it in `same` may call it off
+    (0: there is no delay).
     """
 
     id: str
@@ -52,15 +65,59 @@ class Occurrence(msgspec.Struct, frozen=True):
     collapse: str = ""
     began_at: int = 0
     joined: tuple[tuple[str, int], ...] = ()
+    due_at: int = 0
+    same: dict[str, Any] = {}
+
+    @property
+    def fresh_at(self) -> int:
+        """From when on it grows old."""
+        return self.due_at or self.occurred_at
+
+
+def key_of(row: FeedRow) -> str:
+    """Under which name campaigns look for such a row: its kind, or of a moment the event's name."""
+    return _moment(row.payload["event"]) if row.kind == "moment" else row.kind
+
+
+def beginning(trigger: Trigger) -> tuple[str, ...]:
+    """Keys of the rows that may set a campaign going; alerts come from elsewhere."""
+    match trigger:
+        case EventTrigger():
+            return tuple(_moment(name) for name in trigger.event)
+        case AlertTrigger():
+            return ()
+    return (str(trigger.__struct_config__.tag),)
+
+
+def ending(trigger: Trigger) -> tuple[str, ...]:
+    """Keys of the rows that may call it off while it waits."""
+    match trigger:
+        case EventTrigger():
+            return tuple(_moment(name) for name in trigger.unless)
+        case SegmentTrigger() if trigger.delay_minutes:
+            return ("segment_exited",)
+        case SegmentExitTrigger() if trigger.delay_minutes:
+            return ("segment_entered",)
+    return ()
+
+
+def _moment(event: str) -> str:
+    return f"moment:{event}"
 
 
 def matches(trigger: Trigger, row: FeedRow) -> bool:
-    """Whether the row is what a campaign waits for. An empty list matches any; alerts come from elsewhere."""
+    """Whether the row is what a campaign waits for. An empty list matches any."""
     match trigger:
         case StageTrigger():
             return row.kind == "stage_changed" and _moved(trigger.from_, trigger.to, row)
         case ActivityTrigger():
             return row.kind == "activity_changed" and _moved(trigger.from_, trigger.to, row)
+        case EventTrigger():
+            return row.kind == "moment" and _happened(trigger, row)
+        case SegmentTrigger():
+            return row.kind == "segment_entered" and row.payload["segment"] in trigger.segment
+        case SegmentExitTrigger():
+            return row.kind == "segment_exited" and row.payload["segment"] in trigger.segment
         case AlertTrigger():
             return False
 
@@ -69,20 +126,109 @@ def _moved(sources: list[Any], targets: list[Any], row: FeedRow) -> bool:
     return (not sources or row.payload.get("from") in sources) and (not targets or row.payload["to"] in targets)
 
 
-def occurrence_of(row: FeedRow) -> Occurrence:
-    """The occurrence a stage or activity change is.
+def _happened(trigger: EventTrigger, row: FeedRow) -> bool:
+    """Imported events are history, of whatever age: they set nothing going, though they may call something off."""
+    told = row.payload["properties"]
+    return (
+        row.payload["event"] in trigger.event
+        and row.payload["mode"] != "import"
+        and all(any(_alike(told.get(name), one) for one in several) for name, several in trigger.where.items())
+        and all(_named(row, name) is not None for name in trigger.same)
+    )
 
-    Its id holds nothing of the log or the ledger (`gen`, `seq`, offsets): a change that is decided again after
-    a restore is the same one, and is not sent again.
+
+def calls_off(trigger: Trigger, occurrence: Occurrence, row: FeedRow) -> bool:
+    """Whether the row ends the waiting of an occurrence: by when it happened, not by when it was read."""
+    if not occurrence.occurred_at <= row.occurred_at < occurrence.due_at:
+        return False
+    match trigger:
+        case EventTrigger():
+            told = row.kind == "moment" and row.payload["event"] in trigger.unless
+        case SegmentTrigger():
+            told = row.kind == "segment_exited"
+        case SegmentExitTrigger():
+            told = row.kind == "segment_entered"
+        case _:
+            return False
+    return told and all(_alike(_named(row, name), value) for name, value in occurrence.same.items())
+
+
+def _named(row: FeedRow, name: str) -> Any:
+    """What a row says of something two rows may have to agree in."""
+    if row.kind != "moment" or name == "city":
+        return row.payload.get("city_id" if name == "city" else name)
+    return row.payload["properties"].get(name)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal as JSON has it: true is not 1."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def occurrence_of(trigger: Trigger, row: FeedRow, facts: Mapping[str, Any]) -> Occurrence:
+    """The occurrence a row is to a campaign. `facts`: what there is to say of the city or the segment it names.
+
+    Its id holds nothing of the log or the ledger (`gen`, `seq`, offsets): what is decided again after a restore is
+    the same occurrence, and is not sent again.
     """
-    source, target = row.payload.get("from"), row.payload["to"]
+    at, payload = row.occurred_at, row.payload
+    match trigger:
+        case EventTrigger():
+            told = {**payload["properties"], "name": payload["event"]}
+            return Occurrence(
+                id=f"moment:{payload['event']}:{row.cause[1]}",
+                occurred_at=at,
+                variables={"event": told, **facts},
+                due_at=_due(at, trigger.delay_minutes),
+                same={name: _named(row, name) for name in trigger.same},
+            )
+        case SegmentTrigger() | SegmentExitTrigger():
+            return Occurrence(
+                id=f"{row.kind}:{payload['segment']}:{at}",
+                occurred_at=at,
+                variables=dict(facts),
+                due_at=_due(at, trigger.delay_minutes),
+                same={"segment": payload["segment"]},
+            )
+    source, target = payload.get("from"), payload["to"]
     return Occurrence(
-        id=f"{row.kind}:{source or ''}>{target}:{row.occurred_at}",
-        occurred_at=row.occurred_at,
+        id=f"{row.kind}:{source or ''}>{target}:{at}",
+        occurred_at=at,
         variables={"change": {"from": source, "to": target}},
     )
 
 
-def known_variables(trigger: Trigger) -> Mapping[str, bool]:
+def _due(at: int, delay_minutes: int) -> int:
+    return at + delay_minutes * MINUTE_MS if delay_minutes else 0
+
+
+def city_facts(place: Place | None) -> dict[str, Any]:
+    """A city as templates see it."""
+    return {
+        "name": place.name if place else "",
+        "state": place.state if place else None,
+        "country": place.country if place else None,
+        "timezone": place.timezone if place else None,
+    }
+
+
+def known_variables(trigger: Trigger, rules: Rules) -> Mapping[str, bool]:
     """What a campaign's templates may name → whether it may be missing (see `template_check.analyse`)."""
-    return _USER | (_ALERT if isinstance(trigger, AlertTrigger) else _CHANGE)
+    match trigger:
+        case AlertTrigger():
+            return _USER | _ALERT | _CITY
+        case EventTrigger():
+            return _USER | _event_variables(trigger, rules)
+        case SegmentTrigger() | SegmentExitTrigger():
+            return _USER | _SEGMENT
+    return _USER | _CHANGE
+
+
+def _event_variables(trigger: EventTrigger, rules: Rules) -> dict[str, bool]:
+    listed = {name for event in trigger.event for name in rules.intake.properties.get(event, ())}
+    sure = trigger.where.keys() | set(trigger.same)
+    named = {f"event.{name}": name not in sure for name in listed} | {"event.name": False}
+    with_city = [event in city_events(rules) for event in trigger.event]
+    if all(with_city):
+        return named | _CITY
+    return named | (dict.fromkeys(_CITY, True) if any(with_city) else {})

@@ -14,7 +14,8 @@ from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.frequency_cap import Past
 from services.notifier.domain.holdout import held_out
 from services.notifier.domain.recipient import Recipient
-from shared.contracts.rules import Campaign, Limits, QuietHours
+from shared.contracts.events import FeedRow
+from shared.contracts.rules import Audience, Campaign, Limits, QuietHours
 
 
 class Reason(StrEnum):
@@ -33,6 +34,11 @@ class Reason(StrEnum):
     QUIET_HOURS = "quiet_hours"
     SUNSET = "sunset"
     LEFT_AUDIENCE = "left_audience"
+    NOT_IN_AUDIENCE = "not_in_audience"
+    CALLED_OFF = "called_off"
+
+
+EVERYONE = Audience()
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -48,6 +54,19 @@ def enabled(campaign: Campaign) -> Check:
     return Check("enabled", campaign.enabled, {"enabled": campaign.enabled}, Reason.PAUSED)
 
 
+def audience(campaign: Campaign, recipient: Recipient) -> Check:
+    """The user is one of those the campaign is for, as far as is known by now."""
+    wanted = campaign.audience
+    passed = (
+        (not wanted.stage or recipient.stage in wanted.stage)
+        and (not wanted.activity or recipient.activity in wanted.activity)
+        and (not wanted.segment or not set(wanted.segment).isdisjoint(recipient.segments))
+        and set(wanted.not_segment).isdisjoint(recipient.segments)
+    )
+    values = {"stage": recipient.stage, "activity": recipient.activity, "segments": recipient.segments}
+    return Check("audience", passed, {**values, "audience": msgspec.to_builtins(wanted)}, Reason.NOT_IN_AUDIENCE)
+
+
 def consent(recipient: Recipient, required: bool) -> Check:
     """Consent counts as given until it is withdrawn, unless the pack requires it to have been given."""
     given = recipient.push_consent
@@ -59,9 +78,17 @@ def device(recipient: Recipient) -> Check:
     return Check("device", bool(recipient.devices), {"devices": len(recipient.devices)}, Reason.NO_DEVICE)
 
 
+def called_off(row: FeedRow) -> Check:
+    """What the campaign was to wait for came to nothing: the row says why."""
+    told = row.payload.get("event") or row.payload.get("segment")
+    values = {"by": row.kind, "what": told, "id": row.cause[1], "occurred_at": row.occurred_at}
+    return Check("unless", False, values, Reason.CALLED_OFF)
+
+
 def freshness(campaign: Campaign, occurrence: Occurrence, now_ms: int) -> Check:
-    """Old news is not sent: at most `freshness_seconds` after it happened (also when a backlog is read)."""
-    age_ms = now_ms - occurrence.occurred_at
+    """Old news is not sent: at most `freshness_seconds` after it happened, or after the campaign's delay (also when a
+    backlog is read)."""
+    age_ms = now_ms - occurrence.fresh_at
     passed = age_ms <= campaign.freshness_seconds * 1000
     return Check("freshness", passed, {"age_ms": age_ms, "freshness_seconds": campaign.freshness_seconds}, Reason.STALE)
 

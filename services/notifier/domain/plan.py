@@ -85,8 +85,8 @@ def plan(
     past: Sequence[Past] = (),
     message_id: str = "",
 ) -> Verdict:
-    """Decide, in the order: enabled, consent, device, freshness, validity, content, holdout, caps, gap, repeat,
-    quiet hours, sunset; the last five where the rules declare them.
+    """Decide, in the order: enabled, audience, consent, device, freshness, validity, content, holdout, caps, gap,
+    repeat, quiet hours, sunset; the audience and the last five where the rules declare them.
 
     One message per user, to the most recently set device: a user with a phone and a tablet is told once.
     Safety campaigns are never held out, and none of the last five binds them; every other gate does. The holdout
@@ -100,6 +100,7 @@ def plan(
     explain: list[Check] = []
     for check in (
         gates.enabled(campaign),
+        *([gates.audience(campaign, recipient)] if campaign.audience != gates.EVERYONE else ()),
         gates.consent(recipient, consent_required),
         gates.device(recipient),
         gates.freshness(campaign, occurrence, now_ms),

@@ -15,7 +15,8 @@ class Recipient(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One user's row; msgpack by position, so fields are only ever appended.
 
     `devices` are in the order they were set, the latest last. `push_consent` is None until the user was
-    asked. `added` are GeoNames ids, ascending. `assignment_id` decides the holdouts and never changes.
+    asked. `added` are GeoNames ids, `segments` ids of segments, both ascending. `assignment_id` decides the holdouts
+    and never changes.
     """
 
     user_id: str
@@ -28,6 +29,7 @@ class Recipient(msgspec.Struct, array_like=True, frozen=True, gc=False):
     default_city: int | None = None
     added: tuple[int, ...] = ()
     assignment_id: str = ""
+    segments: tuple[str, ...] = ()
 
 
 encode_recipient = msgspec.msgpack.Encoder().encode
@@ -62,6 +64,10 @@ def _changes(known: Recipient, kind: str, payload: dict[str, Any]) -> dict[str, 
             return {"activity": payload["to"]}
         case "cohort_entered" | "cohort_exited":
             return _cohort(known, kind == "cohort_entered", payload["relation"], payload["city_id"])
+        case "segment_entered":
+            return {"segments": tuple(sorted({*known.segments, payload["segment"]}))}
+        case "segment_exited":
+            return {"segments": tuple(s for s in known.segments if s != payload["segment"])}
         case "device_set":
             return {"devices": _with_device(known.devices, Device(**payload["device"]))}
         case "device_removed":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from services.segmenter.domain.moments import awaited
 from services.segmenter.domain.state import Hot, consent
 from shared.contracts.rules import Rules, Segment, Stage
 
@@ -17,7 +18,8 @@ _FRESH = frozenset({"new", "active", "at_risk", "reactivated"})
 
 class Compiled:
     """`version` and `rules`, with signals by event name, spans in milliseconds, the stage that follows each
-    stage, segments by (stage, activity); `measured` segments ask for more than these two, `timed` ones for a span."""
+    stage, segments by (stage, activity); `measured` segments ask for more than these two, `timed` ones for a span;
+    `awaited` are the events that campaigns wait for."""
 
     def __init__(self, version: int, rules: Rules) -> None:
         self.version = version
@@ -43,6 +45,7 @@ class Compiled:
         self.currency = rules.currency
         self.measured = tuple(s for s in rules.segments if _measured(s))
         self.timed = tuple(s for s in self.measured if s.viewed or s.ordered_days or s.not_ordered_days)
+        self.awaited = awaited(rules)
         self._memberships: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def signals_of(self, name: str) -> frozenset[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from services.segmenter.domain import activity, cohorts, dedup, lifecycle, orders, profile, segments, sessions, shop
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
+from services.segmenter.domain.moments import moment_of
 from services.segmenter.domain.state import PURPOSES, Change, Cold, Hot, consenting
 from shared.contracts.events import Accepted
 from shared.contracts.identifiers import message_hash
@@ -89,6 +90,10 @@ def decide(
     changed_cold = _act(hot, cold, event, as_of, rules.current, changes)
     _settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes)
     _advance(hot, as_of, as_of, rules.current, changes)
+    told = rules.current.awaited.get(event.name)
+    if told is not None and (moment := moment_of(event, told)) is not None:
+        # the last row of its event: who waits for it finds the user as the event left them
+        changes.append(moment)
     return Outcome(hot, changed_cold, changes, evicted, duplicate=False)
 
 
