@@ -35,7 +35,7 @@ class Gateway:
     def __init__(self, session: aiohttp.ClientSession, url: str, write_key: str) -> None:
         self._session, self._url = session, url
         self._headers = {
-            "Authorization": aiohttp.BasicAuth(write_key, "").encode(),
+            "Authorization": aiohttp.encode_basic_auth(write_key, ""),
             "Content-Type": "application/json",
         }
 
