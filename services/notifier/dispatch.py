@@ -31,7 +31,7 @@ from services.notifier.transports.push import (
     Unavailable,
     Unknown,
 )
-from shared.data.db import Connection, Pool
+from shared.data.db import Connection, Pool, is_moment
 from shared.data.shard_owner import Owner
 from shared.kafka.fenced_reader import FencedReader
 from shared.kafka.relay import Relay
@@ -166,16 +166,14 @@ class Dispatcher:
 
     async def _attempt(self, batch: list[Message]) -> None:
         now = self._clock.now_ms()
-        ready: list[Message] = []
-        for message in batch:
-            if now < message.expires_at and self._kept_quiet(message, now):
-                continue
-            reason = await self._judge_again(message, now)
-            if reason is None:
-                ready.append(message)
-            else:
-                _not_sent(message, "suppressed", reason.value)
-                self._finish(message)
+        try:
+            ready = await self._still_good(batch, now)
+        except Exception as error:
+            if not is_moment(error):
+                raise
+            # what was not judged is still an intent, and is taken up again with the shards
+            self.reader.doubt(error)
+            return
         if not ready:
             return
         noted: set[str] = set()
@@ -197,6 +195,22 @@ class Dispatcher:
                 task = asyncio.create_task(self._send(message))
                 self._in_flight[message.message_id] = task
 
+    async def _still_good(self, batch: list[Message], now: int) -> list[Message]:
+        """Those of the batch that may go out now; the others are finished, or wait."""
+        ready: list[Message] = []
+        waited = [m for m in batch if m.run_id and _waited(m, now)]
+        left = await messages.left(self._pool, waited) if waited else set()
+        for message in batch:
+            if now < message.expires_at and self._kept_quiet(message, now):
+                continue
+            reason = await self._judge_again(message, now, left)
+            if reason is None:
+                ready.append(message)
+            else:
+                _not_sent(message, "suppressed", reason.value)
+                self._finish(message)
+        return ready
+
     def _kept_quiet(self, message: Message, now: int) -> bool:
         """Whether its user's quiet hours began before it was sent; it then stays an intent, and is looked at again."""
         if not message.zone:
@@ -208,11 +222,14 @@ class Dispatcher:
         self._later.append((monotonic() + min(_QUIET_SECONDS, (until - now) / 1000), message))
         return True
 
-    async def _judge_again(self, message: Message, now: int) -> Reason | None:
-        """Why the message must not go out after all; asked in full only if it had to wait."""
+    async def _judge_again(self, message: Message, now: int, left: set[str]) -> Reason | None:
+        """Why the message must not go out after all; asked in full only if it had to wait. `left`: ids of those whose
+        user is no longer in their audience."""
         if now >= message.expires_at:
             return Reason.EXPIRED
-        if now - message.planned_at < _WAITED_SECONDS * 1000:
+        if message.message_id in left:
+            return Reason.LEFT_AUDIENCE
+        if not _waited(message, now):
             return None
         recipient = await self.recipient(message.shard, message.user_id)
         if recipient is None:
@@ -361,6 +378,10 @@ class Dispatcher:
             if row.outcome == "suppressed":
                 SUPPRESSED.labels(row.reason).inc()
             self._relay.put(row.shard, [row])
+
+
+def _waited(message: Message, now: int) -> bool:
+    return now - message.planned_at >= _WAITED_SECONDS * 1000
 
 
 def _not_sent(message: Message, state: str, reason: str) -> None:

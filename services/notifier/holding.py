@@ -11,7 +11,7 @@ import msgspec
 from services.notifier.domain import gates
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.gates import Reason
-from services.notifier.messages import Message, explained
+from services.notifier.messages import CONCERNED, Message, explained
 from shared.contracts.events import FeedRow
 from shared.data.db import Connection, Pool
 from shared.process.clock import monotonic
@@ -23,13 +23,8 @@ _ROW = (
     "m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.state, m.planned_at,"
     " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain"
 )
-# whoever came to a run's audience by a city must still be in it by one of the run's
 _DUE = f"""
-SELECT {_ROW}, m.run_id = '' OR EXISTS (
-        SELECT FROM notifier.run r JOIN audience.cohort_member c
-            ON c.shard = m.shard AND c.city_id = ANY(r.city_ids) AND c.relation = ANY(r.relations)
-        WHERE r.run_id = m.run_id AND c.user_id = m.user_id
-    ) AS concerned
+SELECT {_ROW}, ({CONCERNED}) AS concerned
 FROM unnest($1::int[], $2::text[], $3::bigint[]) AS o(shard, state, until) CROSS JOIN LATERAL (
     SELECT * FROM notifier.message t WHERE t.shard = o.shard AND t.state = o.state AND t.state IN ('held', 'waiting')
         AND t.release_at <= o.until ORDER BY t.release_at LIMIT $4

@@ -104,6 +104,18 @@ _OPEN = f"""
 SELECT {", ".join(_COLUMNS)} FROM notifier.message WHERE shard = ANY($1::int[]) AND state IN ('intent', 'attempted')
 ORDER BY planned_at
 """  # noqa: S608
+CONCERNED = """
+m.run_id = '' OR EXISTS (
+    SELECT FROM notifier.run r JOIN audience.cohort_member c
+        ON c.shard = m.shard AND c.city_id = ANY(r.city_ids) AND c.relation = ANY(r.relations)
+    WHERE r.run_id = m.run_id AND c.user_id = m.user_id
+)
+"""
+"""Of a message `m`: whoever came to a run's audience by a city is still in it by one of the run's."""
+_LEFT = f"""
+SELECT m.message_id FROM unnest($1::text[], $2::int[], $3::text[], $4::text[]) AS m(message_id, shard, user_id, run_id)
+WHERE NOT ({CONCERNED})
+"""  # noqa: S608
 _OPENED = """
 UPDATE notifier.message SET opened_at = $4 WHERE month = $1 AND message_id = $2 AND user_id = $3 AND opened_at IS NULL
 RETURNING campaign, variant, provider
@@ -222,6 +234,13 @@ async def opened(connection: Connection, message_id: str, user_id: str, at: int)
 async def open_messages(pool: Pool, shards: Iterable[int]) -> list[Message]:
     """Messages without an outcome, oldest first."""
     return [Message(**dict(row)) for row in await pool.fetch(_OPEN, list(shards))]
+
+
+async def left(pool: Pool, rows: list[Message]) -> set[str]:
+    """Ids of those whose user is no longer in the audience they were planned for."""
+    columns = ([getattr(r, name) for r in rows] for name in ("message_id", "shard", "user_id", "run_id"))
+    found = await pool.fetch(_LEFT, *columns)
+    return {row["message_id"] for row in found}
 
 
 async def append_outcomes(connection: Connection, rows: list[OutcomeRow]) -> None:

@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
+from services.notifier import dispatch
 from services.notifier.context import handler
 from services.notifier.context.alerts import Alert, Verdict, verdict
 from services.notifier.context.intake import ContextRecord, encode_context
@@ -259,6 +261,33 @@ async def test_who_left_the_city_meanwhile_is_not_told(site: Site) -> None:
         await site.applied(0, told.seq, "notifier")
         await _expanded(site, running, 1)
     assert [p.token for p in phones.pushes] == [f"t-{stays}"]
+
+
+async def test_who_leaves_the_city_while_sending_is_stopped_is_not_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever withdraws their consent to location leaves every cohort; a push that was planned before is too late."""
+    monkeypatch.setattr(dispatch, "_WAITED_SECONDS", 0.0)
+    await site.pool.execute("UPDATE control.installation SET sending = false")
+    phones, told = Phones(), Told(site)
+    stays, leaves = users_of(0, 2)
+    await _member(site, told, 0, stays, NEW_YORK)
+    await _member(site, told, 0, leaves, NEW_YORK)
+    await _post(site, _alert(site, "a1", NEW_YORK))
+    async with site.notifier(phones, context=True) as running:
+
+        async def planned() -> bool:
+            running.check()
+            return bool(await site.pool.fetchval("SELECT count(*) = 2 FROM notifier.message WHERE state = 'intent'"))
+
+        await until(planned)
+        await site.pool.execute("DELETE FROM segmenter.cohort_member WHERE user_id = $1", leaves)
+        await site.pool.execute("UPDATE control.installation SET sending = true")
+        await running.book.refresh()
+        await _expanded(site, running, 1)
+    assert [p.token for p in phones.pushes] == [f"t-{stays}"]
+    reasons = await site.rows("SELECT user_id, reason FROM notifier.message WHERE state = 'suppressed'")
+    assert reasons == [{"user_id": leaves, "reason": "left_audience"}]
 
 
 async def test_a_run_over_many_pages_goes_on_after_a_restart(site: Site, monkeypatch: Any) -> None:
