@@ -51,8 +51,8 @@ format: $(VENV)/dev.stamp ## put the code into its form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp ## measurements, with the ceiling of this machine beside them
-	@exec $(BIN)/python -m pytest -o python_files='bench_*.py' tests/bench $(ARGS)
+bench: $(VENV)/local.stamp ## measurements, with the ceiling of this machine beside them
+	@exec $(BIN)/perennial bench quick $(ARGS)
 
 faults: $(VENV)/dev.stamp ## kill, freeze and cut what can be, and compare with the oracle
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import cli_definitions, cli_inspect
+from services import cli_bench, cli_definitions, cli_inspect
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
 from services.local.home import Home
 
@@ -28,6 +28,7 @@ demo_app = typer.Typer(help="The whole product on this machine, with simulated p
 app.add_typer(demo_app, name="demo")
 cli_definitions.register(app)
 cli_inspect.register(app)
+cli_bench.register(app)
 
 KafkaOption = Annotated[
     str,
