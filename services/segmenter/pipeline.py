@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 from services.segmenter import store
@@ -232,7 +233,7 @@ class Segmenter:
             state.rules,
             entry.spilled or _NOTHING,
         )
-        SEGMENTER_EVENTS.labels("duplicate" if outcome.duplicate else "applied").inc()
+        draft.folded["duplicate" if outcome.duplicate else "applied"] += 1
         if outcome.hot is before:
             return
         entry.hot = outcome.hot
@@ -241,7 +242,9 @@ class Segmenter:
             draft.new_cold.add(user_id)
         if outcome.spilled is not None:
             message_hash, hour = outcome.spilled
-            entry.spilled = (entry.spilled or set()) | {message_hash}
+            if entry.spilled is None:
+                entry.spilled = set()
+            entry.spilled.add(message_hash)
             draft.spilled.append((state.shard, user_id, hour // DAY_HOURS, message_hash))
         draft.user(user_id, entry, before, outcome.changes, event.src)
 
@@ -272,11 +275,15 @@ class Segmenter:
             await save(connection, drafts.values())
 
         await self.reader.commit(drafts, positions, write)
+        folded: Counter[str] = Counter()
         for shard, draft in drafts.items():
             self._relay.put(shard, draft.rows)
-            for row in draft.rows:
-                SEGMENTER_CHANGES.labels(row.kind).inc()
+            folded.update(draft.folded)
             self._trim(draft.state)
+        for outcome, events in folded.items():
+            SEGMENTER_EVENTS.labels(outcome).inc(events)
+        for kind, rows in Counter(row.kind for draft in drafts.values() for row in draft.rows).items():
+            SEGMENTER_CHANGES.labels(kind).inc(rows)
 
     def _trim(self, state: ShardState) -> None:
         """Keep the cache within its bound: the users longest in it go first."""

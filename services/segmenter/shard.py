@@ -68,6 +68,7 @@ class Draft:
         self.members: dict[tuple[int, int, str, str], int | None] = {}
         self.spilled: list[tuple[int, str, int, int]] = []
         self.ticks: list[tuple[int, int, int, str, int, int]] = []
+        self.folded = {"applied": 0, "duplicate": 0}
 
     def tick(self, at_src: int, as_of: int) -> None:
         """Record that time reached `as_of` (or the rules changed) behind event `at_src`."""
