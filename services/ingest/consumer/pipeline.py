@@ -190,11 +190,19 @@ class Pipeline:
                 log.warning("deciding again", extra={"fields": {"partition": p, "after": after}})
 
     async def _decide(self, polled: Polled) -> None:
-        work = []
-        for p, records in polled.records.items():
-            outgoing, moved = self._judge(p, records)
-            work.append(self._emit(p, outgoing, moved))
-        results = await asyncio.gather(*work, return_exceptions=True)
+        """Judge each partition's records under one rules version; the broker takes one's decisions while the next
+        one's are judged."""
+        assert self._intake is not None
+        version, intake = self._rules_version, self._intake
+        work: list[asyncio.Task[None]] = []
+        try:
+            for p, records in polled.records.items():
+                outgoing, moved = self._judge(p, records, version, intake)
+                work.append(asyncio.create_task(self._emit(p, outgoing, moved)))
+                await asyncio.sleep(0)
+        finally:
+            # nothing is on its way any more when this ends, however it ends
+            results = await asyncio.gather(*work, return_exceptions=True)
         failed: list[BaseException] = []
         for p, result in zip(polled.records, results, strict=True):
             if isinstance(result, BaseException):
@@ -202,7 +210,7 @@ class Pipeline:
                 continue
             standing, last = self._partitions[p], polled.records[p][-1]
             standing.src, standing.digest = last.offset, record_digest(last.key, last.value)
-            standing.rules = self._rules_version
+            standing.rules = version
             first = _raw(polled.records[p][0], self._clock.now_ms())
             self._age.observe(max(0, self._clock.now_ms() - first.received_at) / 1000)
         for p, position in polled.positions.items():
@@ -212,17 +220,18 @@ class Pipeline:
             self._generation = -1
             raise next((e for e in failed if not isinstance(e, Transient)), failed[0])
 
-    def _judge(self, p: int, records: list[InRecord]) -> tuple[list[Record], list[tuple[int, Record]]]:
+    def _judge(
+        self, p: int, records: list[InRecord], version: int, intake: Intake
+    ) -> tuple[list[Record], list[tuple[int, Record]]]:
         """One decision per raw record, in order; and what has to be produced again elsewhere first."""
-        assert self._intake is not None
         outgoing: list[Record] = []
         moved: list[tuple[int, Record]] = []
-        prev, version, now = self._partitions[p].src, self._rules_version, self._clock.now_ms()
+        prev, now = self._partitions[p].src, self._clock.now_ms()
         counts: dict[str, int] = {}
         for record in records:
             raw = _raw(record, now)
             digest = record_digest(record.key, record.value)
-            verdict = self._intake.judge(raw)
+            verdict = intake.judge(raw)
             decision: Decision
             if isinstance(verdict, Taken):
                 decision = Accepted(

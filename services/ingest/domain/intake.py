@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
 from services.ingest.domain.intake_http import MAX_EVENT_BYTES
 from services.ingest.domain.personal import personal
-from services.ingest.domain.places import UNKNOWN_PLACE, locate
+from services.ingest.domain.places import UNKNOWN_PLACE, Places, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
 from shared.contracts.rules import Rules, city_events
@@ -22,6 +23,8 @@ from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
 MAX_TEXT = 1024
+_REMEMBERED_USERS = 32_768
+_REMEMBERED_PLACES = 8_192
 _CALLS = {
     "track": "",
     "screen": "$screen",
@@ -92,12 +95,22 @@ class _Event(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
+class _Remembered:
+    """A gazetteer that looks up each spelling once: apps name few cities, again and again."""
+
+    def __init__(self, gazetteer: Places) -> None:
+        self.normalise = lru_cache(_REMEMBERED_PLACES)(gazetteer.normalise)
+        self.nearest = gazetteer.nearest
+
+
 class Intake:
     """`judge` for one rules version: what is looked up per event is prepared once."""
 
     def __init__(self, rules: Rules, gazetteer: Gazetteer, shards: int) -> None:
-        self._gazetteer = gazetteer
-        self._shards = shards
+        self._places = _Remembered(gazetteer)
+        # a user's next events follow within minutes, and both are slow to find out
+        self._shard_of = lru_cache(_REMEMBERED_USERS)(lambda user_id: shard_of(user_id, shards))
+        self._personal_id = lru_cache(_REMEMBERED_USERS)(personal)
         self._pii_less = rules.privacy.pii_less
         self._allowed = {name: frozenset(keys) for name, keys in rules.intake.properties.items()}
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
@@ -132,7 +145,7 @@ class Intake:
         wrong = _wrong_id(user_id) or _wrong_id(message_id)
         if wrong:
             return Refused(named, fallback, wrong, source)
-        shard = shard_of(user_id, self._shards)
+        shard = self._shard_of(user_id)
         if shard != raw.partition or key != user_id:
             return Misplaced(user_id, message_id, shard)
         verdict = self._content(event, raw, user_id, message_id, source)
@@ -153,7 +166,7 @@ class Intake:
         city_id = None
         properties = event.properties or {}
         if name in self._city_events:
-            city = locate(properties, self._gazetteer)
+            city = locate(properties, self._places)
             if city is None:
                 return "missing_city"
             if city is UNKNOWN_PLACE:
@@ -162,7 +175,7 @@ class Intake:
         kept = self._properties(name, properties)
         if isinstance(kept, str):
             return kept
-        if self._pii_less and personal(user_id):
+        if self._pii_less and self._personal_id(user_id):
             return "pii:user_id"
         context = _context(event.context)
         if isinstance(context, str):
