@@ -156,6 +156,22 @@ def demo_alert(
     post()
 
 
+@demo_app.command("forecast")
+def demo_forecast(
+    context: typer.Context,
+    city: Annotated[str, typer.Argument(help="For example: Dallas, TX")],
+    home: Annotated[Path | None, typer.Option("--home", help="The running one's home.")] = None,
+) -> None:
+    """Post a made-up forecast for a city to the running installation, and have it told now."""
+    from services.demo.by_hand import post_forecast
+
+    @command
+    async def post() -> int:
+        return await post_forecast(Home(home or context.obj).read_status(), city)
+
+    post()
+
+
 @app.command()
 @command
 async def status(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> int:

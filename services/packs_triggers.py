@@ -9,6 +9,7 @@ from shared.contracts.rules import (
     Campaign,
     EventTrigger,
     Rules,
+    ScheduleTrigger,
     SegmentExitTrigger,
     SegmentTrigger,
     StageTrigger,
@@ -36,6 +37,8 @@ def check(campaign: Campaign, rules: Rules, place: Place) -> Iterator[Finding]:
         case EventTrigger():
             yield from _delay(what, trigger.delay_minutes, at)
             yield from _event(what, trigger, rules, at)
+        case ScheduleTrigger():
+            yield from _schedule(what, trigger, at)
     wanted, at = campaign.audience, (*place, "audience")
     yield from unknown_stages(what, wanted.stage, rules, (*at, "stage"))
     yield from _unknown_segments(what, wanted.segment, rules, (*at, "segment"))
@@ -62,6 +65,14 @@ def _unknown_segments(what: str, named: Iterable[str], rules: Rules, place: Plac
 def _delay(what: str, minutes: int, at: Place) -> Iterator[Finding]:
     if not 0 <= minutes <= MAX_DELAY_MINUTES:
         yield (*at, "delay_minutes"), f"{what}: delay_minutes must be 0 to {MAX_DELAY_MINUTES} (90 days)", 0
+
+
+def _schedule(what: str, trigger: ScheduleTrigger, at: Place) -> Iterator[Finding]:
+    """Faults of a schedule; which times there are is the notifier's to say."""
+    from services.notifier.domain.schedule import faults
+
+    for field, message in faults(trigger):
+        yield (*at, field), f"{what}, trigger.{field}: {message}", 0
 
 
 def _event(what: str, trigger: EventTrigger, rules: Rules, at: Place) -> Iterator[Finding]:

@@ -244,4 +244,4 @@ def _named(place: Place, *more: Key) -> str:
 
 
 def _list(kind: Any) -> str:
-    return ", ".join(str(choice) for choice in get_args(kind))
+    return ", ".join(str(choice) or '""' for choice in get_args(kind))

@@ -1,16 +1,20 @@
-"""`perennial demo alert EVENT CITY`: one alert, posted as any weather service would, and whom it reached."""
+"""`perennial demo alert EVENT CITY` and `perennial demo forecast CITY`: one alert or forecast, posted as any weather
+service would, and whom it reached."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import typer
 
-from services.demo import weather
+from services.demo import forecasts, weather
 from services.demo.watch import until
 from services.local.database import connected
 from services.local.program import LocalError
+from shared.contracts.identifiers import fresh_id
 from shared.gazetteer import load as load_gazetteer
 from shared.process.clock import Clock
 
@@ -32,27 +36,68 @@ async def post_alert(status: dict[str, Any], event: str, city: str) -> int:
     """Posts the alert to the installation `status` tells of; waits until its pushes have been sent."""
     place = weather.find_city(city, load_gazetteer())
     body = weather.alert(event, place, Clock(_clock_of(status)).now_ms())
-    headers = {"Authorization": f"Bearer {status['admin_key']}"}
-    try:
-        async with (
-            aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=15)) as session,
-            session.post(f"{status['notifier']}/v1/context", json=body) as answer,
-        ):
-            if answer.status != 202:
-                raise LocalError(f"the notifier does not take the alert: {answer.status} {await answer.text()}")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise LocalError(f"the notifier does not answer at {status['notifier']}: {error}") from error
+    async with _notifier(status) as notifier:
+        await notifier.post("/v1/context", body)
     typer.echo(
         f"{body['data']['event']} for {place.name}, {place.state} ({body['severity']}, for one hour): {body['id']}"
     )
+    return await _reach(status, body["id"])
+
+
+async def post_forecast(status: dict[str, Any], city: str) -> int:
+    """Posts a made-up forecast and sets the campaign that tells of forecasts going for the city, whatever the hour."""
+    place = weather.find_city(city, load_gazetteer())
+    key = fresh_id("demo-")
+    body = forecasts.forecast(place, 0, Clock(_clock_of(status)).now_ms())
+    async with _notifier(status) as notifier:
+        campaigns = [c["id"] for c in (await notifier.get("/v1/campaigns"))["items"] if forecasts.tells_of_forecasts(c)]
+        if not campaigns:
+            raise LocalError("the pack in force has no campaign that waits for the clock and tells of forecasts")
+        await notifier.post("/v1/context", body)
+        areas = {"areas": body["areas"]}
+        told = await notifier.post(f"/v1/campaigns/{campaigns[0]}/trigger", areas, {"Idempotency-Key": key})
+    typer.echo(f"{campaigns[0]} for {place.name}, {place.state}: {body['data']['summary']}")
+    return await _reach(status, told["context_id"])
+
+
+class _Notifier:
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session, self._url = session, url
+
+    async def get(self, path: str) -> Any:
+        async with self._session.get(self._url + path) as answer:
+            return await self._told(answer)
+
+    async def post(self, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Any:
+        async with self._session.post(self._url + path, json=body, headers=headers) as answer:
+            return await self._told(answer)
+
+    async def _told(self, answer: aiohttp.ClientResponse) -> Any:
+        if answer.status >= 400:
+            raise LocalError(f"the notifier does not take it: {answer.status} {await answer.text()}")
+        return await answer.json()
+
+
+@asynccontextmanager
+async def _notifier(status: dict[str, Any]) -> AsyncIterator[_Notifier]:
+    headers = {"Authorization": f"Bearer {status['admin_key']}"}
+    try:
+        async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=15)) as session:
+            yield _Notifier(session, status["notifier"])
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise LocalError(f"the notifier does not answer at {status['notifier']}: {error}") from error
+
+
+async def _reach(status: dict[str, Any], context_id: str) -> int:
+    """Waits until what was posted has reached everyone; says whom."""
     async with connected(str(status["postgres"])) as database:
 
         async def reached() -> bool:
-            row = await database.fetchrow(_RUNS, body["id"])
+            row = await database.fetchrow(_RUNS, context_id)
             return row is not None and bool(row["judged"]) and not row["left"]
 
         done = await until(reached, REACH_SECONDS)
-        rows = await database.fetch(_REACHED, body["id"])
+        rows = await database.fetch(_REACHED, context_id)
     sent = sum(row["messages"] for row in rows if row["state"] == "sent")
     typer.echo(f"{sum(row['messages'] for row in rows):,} users have this city; {sent:,} pushes sent")
     for row in rows:

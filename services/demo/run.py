@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 import typer
 
-from services.demo import drive, phones, report, weather
+from services.demo import drive, forecasts, phones, report, weather
 from services.demo.drive import Gateway, Inbox, Phones
 from services.demo.past import Past
 from services.demo.progress import Progress
@@ -186,13 +186,19 @@ class Demo:
         out += [f"  {report.curl(status['gateway'], status['write_key'], fresh_id('you-'))}"]
         out += ["", "More"]
         out += [] if self._shop else [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
+        out += [] if self._shop else [f"  perennial demo {home} forecast 'Dallas, TX'"]
         out += [f"  perennial follow {user} {home}"] if (user := self._inbox.someone()) else []
         return out
 
     async def go_on(self) -> None:
-        """A gentle trickle until the end; says what arrives."""
+        """A gentle trickle until the end; says what arrives. It begins with a morning, whatever the hour."""
         self._progress.say(f"people go on using the app; pushes are shown at {self._installation.url('sandbox')}/")
         self._progress.say("Ctrl-C stops everything")
+        said = await forecasts.good_morning(
+            self._watch, self._phones.everyone, self._wishes.seed, self._clock.now_ms(), SETTLE_SECONDS
+        )
+        if said:
+            self._progress.say(said)
         self._inbox.on_push = lambda push: self._progress.say(f"push to {push['token']}: {push['title']}")
         while True:
             await self._phones.use(TRICKLE_RATE, TRICKLE_EVENTS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -89,8 +90,8 @@ class Watch:
             answer.raise_for_status()
             return await answer.json()
 
-    async def tell(self, service: str, path: str, body: bytes) -> Any:
-        headers = self._admin | {"Content-Type": "application/json"}
+    async def tell(self, service: str, path: str, body: bytes, more: Mapping[str, str] = MappingProxyType({})) -> Any:
+        headers = self._admin | {"Content-Type": "application/json"} | dict(more)
         async with self._session.post(self.installation.url(service) + path, data=body, headers=headers) as answer:
             answer.raise_for_status()
             return await answer.json()

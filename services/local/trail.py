@@ -1,4 +1,5 @@
-"""Where a message came from: message → ledger row → raw event, or message → run → alert and cohort."""
+"""Where a message came from: message → ledger row → raw event, or message → run → alert or
+schedule, and cohort."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ async def road(connection: Connection, user: str, shard: int) -> dict[str, Any]:
         run = runs.get(message["run_id"])
         if run is not None:
             cause["run"] = {
-                name: run[name] for name in ("run_id", "context_id", "log_id", "context_offset", "occurrence")
+                name: run[name] for name in ("run_id", "context_id", "log_id", "context_offset", "occurrence", "zone")
             }
             member = await connection.fetch(_MEMBER, shard, user, run["city_ids"], run["relations"])
             cause["cohorts"] = [
@@ -134,8 +135,9 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
             out.append(f"    ← {entry(cause['ledger'])}")
         if "run" in cause:
             run = cause["run"]
-            alert = f"{context_topic} 0/{run['context_offset']} ({run['context_id']})"
-            out.append(f"    ← run {run['run_id']} ← {alert}")
+            told = f"{context_topic} 0/{run['context_offset']} ({run['context_id']})"
+            schedule = f"schedule at {run['occurrence']} in {run['zone']}"
+            out.append(f"    ← run {run['run_id']} ← {told if run['context_id'] else schedule}")
         out += [
             f"    ← {member['relation']} city {member['city_id']} ← {entry(member['ledger'])}"
             for member in cause.get("cohorts", ())

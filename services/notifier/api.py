@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from services.notifier import history, queries
 from services.notifier.book import CampaignBook
-from services.notifier.context.intake import encode_context, split
+from services.notifier.context.intake import ContextRecord, encode_context, split, trigger
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.frequency_cap import DAY_MS
 from services.notifier.domain.plan import plan
 from services.notifier.domain.recipient import decode_recipient
 from shared.contracts.identifiers import shard_of
+from shared.contracts.rules import ScheduleTrigger
 from shared.data.db import Pool
 from shared.data.keys import AdminKeys
 from shared.gazetteer import Gazetteer
@@ -24,6 +25,7 @@ from shared.process.clock import Clock
 from shared.process.http import ApiError, Health, service_app
 
 MAX_CONTEXT_BYTES = 16_000_000
+MAX_KEY_CHARS = 200
 
 
 def make_app(
@@ -41,6 +43,7 @@ def make_app(
     router = APIRouter(dependencies=[Depends(AdminKeys(pool).require)])
     _context_routes(router, pool, gazetteer, sender, context_topic, clock)
     _campaign_routes(router, pool, book, clock, shards)
+    _trigger_routes(router, book, gazetteer, sender, context_topic, clock)
     _kill_routes(router, pool, book)
     app.include_router(router)
     return app
@@ -51,25 +54,17 @@ def _context_routes(
 ) -> None:
     @router.post("/v1/context", status_code=202, tags=["context"])
     async def context(request: Request) -> JSONResponse:
-        """An alert in the contract's form, or NWS GeoJSON (a feature or a whole feed) as it comes.
+        """An alert or a forecast in the contract's form (`"kind": "forecast", "items": […]`: up to 5,000 forecasts), or
+        NWS GeoJSON (a feature or a whole feed) as it comes.
 
-        202 once every alert is in the log; alerts that could not be read are listed, the others taken.
+        202 once all of it is in the log; of several, those that could not be read are listed, and the others taken.
         """
-        try:
-            body = msgspec.json.decode(await request.body())
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, "malformed_json", f"the body is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise ApiError(400, "invalid_context", "the body must be a JSON object")
+        body = await _object(request)
         try:
             records, unreadable = split(body, gazetteer, clock.now_ms())
         except ValueError as error:
             raise ApiError(422, "invalid_context", str(error)) from error
-        try:
-            if records:
-                await sender.send(topic, 0, [Record(r.id.encode(), encode_context(r)) for r in records])
-        except SendFailed as error:
-            raise ApiError(503, "broker_away", str(error), headers={"Retry-After": "2"}) from error
+        await _log(sender, topic, records)
         return JSONResponse(
             {
                 "accepted": len(records),
@@ -80,9 +75,11 @@ def _context_routes(
         )
 
     @router.get("/v1/context", tags=["context"])
-    async def contexts(limit: int = Query(100, ge=1, le=10_000)) -> dict[str, Any]:
-        """Context events as they were judged, newest first."""
-        return {"items": await queries.context_events(pool, limit), "next": None}
+    async def contexts(
+        kind: Literal["", "nws", "alert", "forecast", "trigger"] = "", limit: int = Query(100, ge=1, le=10_000)
+    ) -> dict[str, Any]:
+        """Context events as they were judged, and the forecasts that are known, newest first."""
+        return {"items": await queries.context_events(pool, kind, limit), "next": None}
 
 
 def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: Clock, shards: int) -> None:
@@ -112,6 +109,11 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
         """Messages by variant and state, and how many of them were opened."""
         return {"campaign": campaign_id, "items": await queries.results(pool, _known(book, campaign_id).campaign.id)}
 
+    @router.get("/v1/campaigns/{campaign_id}/runs", tags=["campaigns"])
+    async def runs(campaign_id: str, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+        """When the campaign was set going for an audience, newest first, and how far that has come."""
+        return {"items": await queries.runs(pool, _known(book, campaign_id).campaign.id, limit), "next": None}
+
     @router.get("/v1/campaigns/{campaign_id}/explain", tags=["campaigns"])
     async def explain(campaign_id: str, user: str) -> dict[str, Any]:
         """Every gate with its values, if the campaign were set going for this user now."""
@@ -136,6 +138,54 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
         )
         gates = [{"gate": c.gate, "passed": c.passed, "values": c.values} for c in verdict.explain]
         return {"campaign": campaign_id, "user_id": user, "verdict": type(verdict).__name__.lower(), "gates": gates}
+
+
+def _trigger_routes(
+    router: APIRouter, book: CampaignBook, gazetteer: Gazetteer, sender: Sender, topic: str, clock: Clock
+) -> None:
+    @router.post("/v1/campaigns/{campaign_id}/trigger", status_code=202, tags=["campaigns"])
+    async def set_going(
+        campaign_id: str, request: Request, idempotency_key: Annotated[str | None, Header()] = None
+    ) -> dict[str, Any]:
+        """Set a campaign with a schedule going now, for its audience everywhere or in `{"areas": […]}` (as an alert's).
+
+        `Idempotency-Key` names this one time: the same key does nothing a second time. 202 once it is in the log.
+        """
+        if not isinstance(_known(book, campaign_id).campaign.trigger, ScheduleTrigger):
+            message = (
+                f"campaign {campaign_id!r} waits for something that happens; only one with a schedule can be triggered"
+            )
+            raise ApiError(409, "not_triggerable", message)
+        if not idempotency_key or len(idempotency_key) > MAX_KEY_CHARS or "\x00" in idempotency_key:
+            message = f"the header Idempotency-Key must be given, with 1 to {MAX_KEY_CHARS} characters"
+            raise ApiError(400, "idempotency_key_required", message)
+        body = await _object(request) if await request.body() else {}
+        try:
+            record = trigger(campaign_id, idempotency_key, body.get("areas"), gazetteer, clock.now_ms())
+        except ValueError as error:
+            raise ApiError(422, "invalid_areas", str(error)) from error
+        await _log(sender, topic, [record])
+        return {"campaign": campaign_id, "context_id": record.id}
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body."""
+    try:
+        body = msgspec.json.decode(await request.body())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "malformed_json", f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "invalid_context", "the body must be a JSON object")
+    return body
+
+
+async def _log(sender: Sender, topic: str, records: list[ContextRecord]) -> None:
+    """Append to the context log; 503 while the broker is away."""
+    try:
+        if records:
+            await sender.send(topic, 0, [Record(r.id.encode(), encode_context(r)) for r in records])
+    except SendFailed as error:
+        raise ApiError(503, "broker_away", str(error), headers={"Retry-After": "2"}) from error
 
 
 def _kill_routes(router: APIRouter, pool: Pool, book: CampaignBook) -> None:

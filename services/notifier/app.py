@@ -19,6 +19,7 @@ from services.notifier.messages import OutcomeRow
 from services.notifier.pipeline import Notifier
 from services.notifier.publish import Publisher
 from services.notifier.runs import Runs
+from services.notifier.scheduler import Scheduler
 from services.notifier.settings import Settings
 from services.notifier.transports.fcm import FcmTransport
 from services.notifier.transports.none import NoTransport
@@ -84,7 +85,8 @@ async def run() -> int:
             gazetteer=gazetteer,
             most_cached=settings.cached_recipients,
         )
-        context = ContextHandler(book, gazetteer, clock, env.shards, runs.poke)
+        scheduler = Scheduler(book, gazetteer, clock, env.shards, runs.poke)
+        context = ContextHandler(book, gazetteer, clock, env.shards, runs.poke, scheduler)
 
         readers = Readers(
             stack, env, log_reader, pool, health, session_seconds=settings.session_seconds,
@@ -96,6 +98,7 @@ async def run() -> int:
             readers.opened("context", Topic.CONTEXT, context, fetch_every_ms=100),
         )
         dispatcher.reader, dispatcher.recipient = notifier.reader, notifier.recipient
+        scheduler.reader = context.reader
         stack.push_async_callback(dispatcher.finish)
         supervisor.add("relay", relay.run())
         supervisor.add("settle", dispatcher.settle())
@@ -103,6 +106,7 @@ async def run() -> int:
         supervisor.add("definitions", book.run())
         supervisor.add("pipeline", notifier.reader.run())
         supervisor.add("context", context.reader.run())
+        supervisor.add("schedules", scheduler.run())
         return await supervisor.run()
 
 

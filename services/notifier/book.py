@@ -10,7 +10,7 @@ import msgspec
 from services.notifier.domain.campaign import beginning, ending
 from services.notifier.domain.frequency_cap import horizon_days
 from services.notifier.domain.personalise import Compiled, compile_templates
-from shared.contracts.rules import AlertTrigger, Campaign, Limits, Rules
+from shared.contracts.rules import AlertTrigger, Campaign, Limits, Rules, ScheduleTrigger
 from shared.data.control import RulesBook, installation
 from shared.data.db import Pool, transaction
 from shared.process.errors import Transient
@@ -49,6 +49,7 @@ class CampaignBook:
         self._version = 0
         self.all: list[Active] = []
         self.on_alert: list[Active] = []
+        self.on_schedule: list[Active] = []
         self.by_id: dict[str, Active] = {}
         self.consent_required = False
         self.in_force = Definitions()
@@ -80,6 +81,7 @@ class CampaignBook:
             for key in beginning(active.campaign.trigger):
                 by_key.setdefault(key, []).append(active)
         self.on_alert = [a for a in self.all if isinstance(a.campaign.trigger, AlertTrigger)]
+        self.on_schedule = [a for a in self.all if isinstance(a.campaign.trigger, ScheduleTrigger)]
         self.consent_required = "push" in rules.privacy.consent
         self.in_force = Definitions(
             self.by_id,

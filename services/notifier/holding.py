@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from services.notifier import forecasts
 from services.notifier.domain import gates
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.gates import Reason
+from services.notifier.forecasts import Valid
 from services.notifier.messages import CONCERNED, Message, explained
+from services.notifier.runs import telling
 from shared.contracts.events import FeedRow
 from shared.data.db import Connection, Pool
 from shared.process.clock import monotonic
@@ -21,14 +25,16 @@ _POLL_SECONDS = 0.5
 
 _ROW = (
     "m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.state, m.planned_at,"
-    " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain"
+    " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain,"
+    " m.city_id"
 )
 _DUE = f"""
-SELECT {_ROW}, ({CONCERNED}) AS concerned
+SELECT {_ROW}, ({CONCERNED}) AS concerned, r.context = 'forecast' AS foretold, r.valid_until
 FROM unnest($1::int[], $2::text[], $3::bigint[]) AS o(shard, state, until) CROSS JOIN LATERAL (
     SELECT * FROM notifier.message t WHERE t.shard = o.shard AND t.state = o.state AND t.state IN ('held', 'waiting')
         AND t.release_at <= o.until ORDER BY t.release_at LIMIT $4
 ) m
+LEFT JOIN notifier.run r ON r.run_id = m.run_id
 ORDER BY m.release_at, m.planned_at, m.message_id LIMIT $4
 """  # noqa: S608
 _WAITING = f"""
@@ -72,7 +78,21 @@ class Holding:
         asked = [(shard, "held", now_ms) for shard in shards] + [(shard, "waiting", at) for shard, at in told.items()]
         rows = await self._pool.fetch(_DUE, *map(list, zip(*asked, strict=True)), _MOST) if asked else []
         self._asked_at = monotonic() if len(rows) < _MOST else 0.0
-        return [_held(dict(row)) for row in rows]
+        cities = {row["city_id"] for row in rows if row["foretold"]}
+        known = await forecasts.valid(self._pool, list(cities), now_ms) if cities else {}
+        return [_told_anew(dict(row), known, now_ms) for row in rows]
+
+
+def _told_anew(row: dict[str, Any], known: Mapping[int, Valid], now_ms: int) -> Held:
+    """With the forecast that holds by now; where none does, what was to be told is over."""
+    foretold, valid_until = row.pop("foretold"), row.pop("valid_until")
+    held = _held(row)
+    if not foretold:
+        return held
+    told = known.get(held.message.city_id)
+    if told is None:
+        return held._replace(occurrence=replace(held.occurrence, valid_until=now_ms))
+    return held._replace(occurrence=telling(replace(held.occurrence, valid_until=valid_until), told))
 
 
 async def waiting(pool: Pool, keys: Iterable[tuple[int, str]]) -> list[Held]:

@@ -21,7 +21,8 @@ class Message(msgspec.Struct, gc=False):
     """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
     suppressed or held_out; or held until `release_at`, or waiting until then for the end of its campaign's delay, then
     any of these. `cause_gen`, `cause_seq`: the segmenter's
-    ledger row it goes back to. The last seven fields: what the gates judge by (migration 0003)."""
+    ledger row it goes back to. `category` to `explain`: what the gates judge by (migration 0003). `city_id`: where
+    a run that goes city by city found its user (0: it comes from none)."""
 
     month: str
     message_id: str
@@ -56,6 +57,7 @@ class Message(msgspec.Struct, gc=False):
     release_at: int = 0
     held: str = ""
     explain: str = ""
+    city_id: int = 0
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +81,7 @@ _COLUMNS = [name for name in Message.__struct_fields__ if name != "safety"]
 _ARRAYS = {
     "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
     "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint", "counts": "boolean", "release_at": "bigint",
+    "city_id": "int",
 }  # fmt: skip
 _INSERT = (  # column names are the struct's own
     f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608
@@ -107,13 +110,16 @@ ORDER BY planned_at
 CONCERNED = """
 m.run_id = '' OR EXISTS (
     SELECT FROM notifier.run r JOIN audience.cohort_member c
-        ON c.shard = m.shard AND c.city_id = ANY(r.city_ids) AND c.relation = ANY(r.relations)
+        ON c.shard = m.shard AND c.relation = ANY(r.relations)
+            AND c.city_id = ANY(CASE m.city_id WHEN 0 THEN r.city_ids ELSE ARRAY[m.city_id] END)
     WHERE r.run_id = m.run_id AND c.user_id = m.user_id
 )
 """
-"""Of a message `m`: whoever came to a run's audience by a city is still in it by one of the run's."""
+"""Of a message `m`: whoever came to an alert's audience by a city is still in it by one of the alert's; what is told of
+one city, to whoever has that one."""
 _LEFT = f"""
-SELECT m.message_id FROM unnest($1::text[], $2::int[], $3::text[], $4::text[]) AS m(message_id, shard, user_id, run_id)
+SELECT m.message_id
+FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::int[]) AS m(message_id, shard, user_id, run_id, city_id)
 WHERE NOT ({CONCERNED})
 """  # noqa: S608
 _OPENED = """
@@ -238,7 +244,7 @@ async def open_messages(pool: Pool, shards: Iterable[int]) -> list[Message]:
 
 async def left(pool: Pool, rows: list[Message]) -> set[str]:
     """Ids of those whose user is no longer in the audience they were planned for."""
-    columns = ([getattr(r, name) for r in rows] for name in ("message_id", "shard", "user_id", "run_id"))
+    columns = ([getattr(r, name) for r in rows] for name in ("message_id", "shard", "user_id", "run_id", "city_id"))
     found = await pool.fetch(_LEFT, *columns)
     return {row["message_id"] for row in found}
 

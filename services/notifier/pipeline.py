@@ -112,7 +112,7 @@ class Notifier:
 
     async def idle(self) -> None:
         await self._drop_dead_tokens()
-        pages = await self._runs.next_pages(self._heard)
+        pages = await self._runs.next_pages(self._heard, self._clock.now_ms())
         if pages:
             await self._expand(pages)
         await self._release()
@@ -122,7 +122,7 @@ class Notifier:
         draft = Draft(self._book.in_force)
         await self._load({(page.shard, member.user_id) for page in pages for member in page.members})
         told = [
-            (page.run.run_id, member, Candidate(page.shard, member.user_id, active, occurrence))
+            (page.run, member, Candidate(page.shard, member.user_id, active, occurrence))
             for page in pages
             for member in page.members
             if (recipient := self._recipients[page.shard][member.user_id]) is not None
@@ -131,10 +131,10 @@ class Notifier:
             and (occurrence := self._runs.occurrence(page.run, member))
         ]
         await self._planner.remember(draft, (candidate for _, _, candidate in told))
-        for run_id, member, (shard, user_id, active, occurrence) in told:
+        for run, member, (shard, user_id, active, occurrence) in told:
             recipient = self._recipients[shard][user_id]
             assert recipient is not None
-            cause = Cause(0, member.entered_seq, -1, run_id)
+            cause = Cause(0, member.entered_seq, -1, run.run_id, 0 if run.context == "alert" else member.city_id)
             self._planner.plan(draft, active, recipient, occurrence, shard, cause)
         now = self._clock.now_ms()
         writes = [self._runs.advance(page, self._heard(page.shard), now) for page in pages]

@@ -60,12 +60,16 @@ class Candidate(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """What a message goes back to: the segmenter's ledger row, and the raw record or the run."""
+    """What a message goes back to: the segmenter's ledger row, and the raw record, or the run and perhaps the city."""
 
     gen: int
     seq: int
     src: int
     run_id: str
+    city_id: int = 0
+
+    def note(self, message: Message) -> None:
+        message.cause_gen, message.cause_seq, message.cause_src, message.run_id, message.city_id = self
 
 
 class Planner:
@@ -152,7 +156,7 @@ class Planner:
             message_id, active.campaign, shard=shard, user_id=user_id, occurrence=occurrence,
             release_at=max(occurrence.due_at, told_ms + 1), now_ms=self._clock.now_ms(),
         )  # fmt: skip
-        message.cause_gen, message.cause_seq, message.cause_src, message.run_id = cause
+        cause.note(message)
         draft.ids.add(message_id)
         draft.planned.append(message)
         draft.waiting.setdefault((shard, user_id), []).append(Held(message, occurrence))
@@ -172,7 +176,7 @@ class Planner:
         if not draft.ids.isdisjoint(ids) or not draft.kept.isdisjoint(ids):
             return
         message = self._judged(draft, active, recipient, occurrence, shard, ids[0])
-        message.cause_gen, message.cause_seq, message.cause_src, message.run_id = cause
+        cause.note(message)
         draft.ids.update(ids)
         draft.planned.append(message)
         if len(ids) > 1:
@@ -189,8 +193,8 @@ class Planner:
             draft.released.append(not_sent(old, Reason.LEFT_AUDIENCE, self._clock.now_ms()))
         else:
             message = self._judged(draft, active, recipient, held.occurrence, old.shard, old.message_id)
-            message.cause_gen, message.cause_seq, message.cause_src = old.cause_gen, old.cause_seq, old.cause_src
-            message.run_id, message.release_at = old.run_id, message.release_at or old.release_at
+            Cause(old.cause_gen, old.cause_seq, old.cause_src, old.run_id, old.city_id).note(message)
+            message.release_at = message.release_at or old.release_at
             draft.released.append(message)
 
     def tapped(self, draft: Draft, shard: int, user_id: str, message_id: str, at: int) -> None:

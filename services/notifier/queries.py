@@ -11,15 +11,27 @@ from shared.data.db import Pool
 from shared.process.clock import iso, iso_or_none
 
 _MESSAGES = """
-SELECT m.*, r.context_id, r.log_id AS context_log_id, r.context_offset
+SELECT m.*, r.context_id, r.log_id AS context_log_id, r.context_offset, r.zone AS run_zone
 FROM notifier.message m LEFT JOIN notifier.run r ON r.run_id = m.run_id
 WHERE ($1 = '' OR (m.shard = $2 AND m.user_id = $1)) AND ($3 = '' OR m.campaign = $3) AND ($4 = '' OR m.state = $4)
     AND m.message_id > $5
 ORDER BY m.message_id LIMIT $6
 """
+# a forecast stands once for each of its cities, and only where it still holds or will
 _CONTEXT = """
-SELECT context_id, kind, chain_id, log_id, context_offset, verdict, cities, body, received_at
-FROM notifier.context_event ORDER BY received_at DESC, context_offset DESC LIMIT $1
+SELECT * FROM (
+    SELECT context_id, kind, chain_id, log_id, context_offset, verdict, cities, body::text, received_at
+    FROM notifier.context_event WHERE $2 = '' OR kind = $2
+    UNION ALL
+    SELECT context_id, 'forecast', '', log_id, context_offset, 'matched', count(*)::int, min(body::text), received_at
+    FROM notifier.forecast WHERE $2 IN ('', 'forecast') GROUP BY context_id, log_id, context_offset, received_at
+) AS told ORDER BY received_at DESC, context_offset DESC LIMIT $1
+"""
+_RUNS = """
+SELECT r.run_id, r.occurrence, r.zone, r.context_id, r.campaign_version, r.occurred_at, r.valid_until,
+    cardinality(r.city_ids) AS cities, bool_and(s.done) AS done, sum(s.planned)::bigint AS members
+FROM notifier.run r JOIN notifier.run_shard s USING (run_id) WHERE r.campaign = $1
+GROUP BY r.run_id ORDER BY r.created_at DESC, r.run_id LIMIT $2
 """
 _RESULTS = """
 SELECT variant, state, reason, count(*) AS messages, count(opened_at) AS opened FROM notifier.message
@@ -39,7 +51,9 @@ def _message(row: dict[str, Any]) -> dict[str, Any]:
     cause: dict[str, Any] = {"ledger": {"shard": row["shard"], "gen": row["cause_gen"], "seq": row["cause_seq"]}}
     if row["cause_src"] >= 0:
         cause["raw"] = {"partition": row["shard"], "offset": row["cause_src"]}
-    if row["run_id"]:
+    if row["run_id"] and not row["context_id"]:
+        cause["run"] = {"run_id": row["run_id"], "zone": row["run_zone"]}
+    elif row["run_id"]:
         cause["run"] = {
             "run_id": row["run_id"],
             "context_id": row["context_id"],
@@ -73,21 +87,40 @@ def _message(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def context_events(pool: Pool, limit: int) -> list[dict[str, Any]]:
+async def context_events(pool: Pool, kind: str, limit: int) -> list[dict[str, Any]]:
     return [
         {
             "id": row["context_id"],
             "kind": row["kind"],
-            "chain_id": row["chain_id"],
+            "chain_id": row["chain_id"] or None,
             "verdict": row["verdict"],
             "cities": row["cities"],
             "facts": msgspec.json.decode(row["body"]),
             "received_at": iso(row["received_at"]),
             "context": {"log_id": row["log_id"], "offset": row["context_offset"]},
         }
-        for row in await pool.fetch(_CONTEXT, limit)
+        for row in await pool.fetch(_CONTEXT, limit, kind)
     ]
 
 
 async def results(pool: Pool, campaign: str) -> list[dict[str, Any]]:
     return [dict(row) for row in await pool.fetch(_RESULTS, campaign)]
+
+
+async def runs(pool: Pool, campaign: str, limit: int) -> list[dict[str, Any]]:
+    """Runs of a campaign, newest first: how many members of its audience were looked at, and whether that is all."""
+    return [
+        {
+            "run_id": row["run_id"],
+            "occurrence": row["occurrence"],
+            "zone": row["zone"] or None,
+            "context_id": row["context_id"] or None,
+            "campaign_version": row["campaign_version"],
+            "occurred_at": iso(row["occurred_at"]),
+            "valid_until": iso_or_none(row["valid_until"]),
+            "cities": row["cities"],
+            "members": row["members"],
+            "done": row["done"],
+        }
+        for row in await pool.fetch(_RUNS, campaign, limit)
+    ]

@@ -88,10 +88,11 @@ class PushOutcome(msgspec.Struct, frozen=True):
 
 
 class ContextEvent(msgspec.Struct, frozen=True):
-    """What was posted to `POST /v1/context`: `nws` is one GeoJSON feature, `alert` Perennial's own form."""
+    """What was posted to `POST /v1/context`: `nws` is one GeoJSON feature, `alert` and `forecast` are Perennial's own
+    forms; `trigger` is a campaign set going by hand."""
 
     id: str
-    kind: Literal["nws", "alert"]
+    kind: Literal["nws", "alert", "forecast", "trigger"]
     received_at: int
     body: dict[str, Any]
 
@@ -114,7 +115,7 @@ _SAYS: dict[Topic, str] = {
     Topic.MERGE: "Reserved for identity merges between shards; nothing is written yet.",
     Topic.CHANGES: "Stage, activity, segment and cohort changes. At least once: apply where (gen, seq) is greater than"
     " the greatest applied of the shard.",
-    Topic.CONTEXT: "Alerts as they were posted. One partition, so that chains which meet are joined in one order.",
+    Topic.CONTEXT: "Alerts and forecasts as posted. One partition, so that chains which meet are joined in one order.",
     Topic.OUTCOMES: "What became of each message: sent, suppressed, held out, failed, opened, unknown. At least once.",
     Topic.DEAD_LETTERS: "Events that were refused, with reason and address. At least once.",
 }

@@ -51,6 +51,7 @@ CITY_SIGNALS: frozenset[SignalName] = frozenset({"default_city", "city_searched"
 
 Relation = Literal["default", "searched", "added"]
 Severity = Literal["Extreme", "Severe", "Moderate", "Minor", "Unknown"]
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
 class _Definition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +142,24 @@ class AlertTrigger(_Definition, frozen=True, tag="alert"):
     relations: list[Relation] = msgspec.field(default_factory=lambda: ["default", "added"])
 
 
+class ScheduleTrigger(_Definition, frozen=True, tag="schedule"):
+    """Moments by the clock, for users of cohorts: `at` (`HH:MM`) on `days` (empty: every day), `cron` (five fields), or
+    `once` (RFC 3339; without an offset by the clock of `zone`). Exactly one of the three is given.
+
+    `zone`: whose clock: `local`, that of the city which ties a user to the audience; or one for all, such as UTC or
+    Europe/Paris. `context`: `forecast` tells of the forecast for the user's city; where there is none, nobody is told.
+    `until` (`HH:MM`): when it is over by the same clock, the next day where that is earlier (empty: it is not)."""
+
+    at: str = ""
+    days: list[Weekday] = []
+    cron: str = ""
+    once: str = ""
+    zone: str = "local"
+    relations: list[Relation] = msgspec.field(default_factory=lambda: ["default"])
+    context: Literal["", "forecast"] = ""
+    until: str = ""
+
+
 class EventTrigger(_Definition, frozen=True, tag="event"):
     """A user's event of one of these names, as the app posts them, with one of these values in each of these
     properties.
@@ -170,7 +189,9 @@ class SegmentExitTrigger(_Definition, frozen=True, tag="segment_exited"):
     delay_minutes: int = 0
 
 
-Trigger = StageTrigger | ActivityTrigger | AlertTrigger | EventTrigger | SegmentTrigger | SegmentExitTrigger
+Trigger = (
+    StageTrigger | ActivityTrigger | AlertTrigger | ScheduleTrigger | EventTrigger | SegmentTrigger | SegmentExitTrigger
+)
 
 
 class Audience(_Definition, frozen=True):

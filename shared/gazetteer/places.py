@@ -61,6 +61,7 @@ class Gazetteer:
             cell = (math.floor(place.lat / _CELL_DEGREES), math.floor(place.lon / _CELL_DEGREES) % _CELLS_AROUND)
             radius = min(MAX_RADIUS_KM, RADIUS_KM_PER_ROOT * math.sqrt(place.population))
             self._cells.setdefault(cell, []).append((place.lat, place.lon, radius, city_id))
+        self.zones = frozenset(place.timezone for place in self._places.values())
 
     def __len__(self) -> int:
         return len(self._places)

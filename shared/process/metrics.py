@@ -197,6 +197,24 @@ FEED_AGE = _gauge(
 )
 SEND_SECONDS = _histogram("perennial_notifier_send_seconds", "Time of one call to the provider.", "Rising: provider.")
 ALERTS = _counter("perennial_notifier_alerts_total", "Weather alerts by verdict.", "", "verdict")
+FORECASTS = _counter(
+    "perennial_notifier_forecasts_total",
+    "Forecasts that were posted: kept, or over when they came.",
+    "over rising: whoever posts them is late.",
+    "became",
+)
+SCHEDULED = _counter(
+    "perennial_notifier_schedule_moments_total",
+    "Moments of schedules, by zone: run, missed (the notifier was not there in time), no_forecast (in no city), nobody"
+    " (a campaign set going by hand where no user is), repeat (it was there already).",
+    "missed: the notifier was down for longer than the campaign is fresh; no_forecast: see whether forecasts come.",
+    "became",
+)
+CITIES_WITHOUT_FORECAST = _counter(
+    "perennial_notifier_cities_without_forecast_total",
+    "Cities with users that a campaign left out at a moment of its schedule, for no forecast held there.",
+    "Rising: forecasts are missing or late.",
+)
 
 # every service with an API
 API_REQUESTS = _counter(

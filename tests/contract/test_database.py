@@ -29,6 +29,7 @@ NOT_ASYNCPGS = re.compile(r"\{|[ (]:[a-z]")
 """A template, or a parameter as SQLAlchemy writes it (the migrations' lock)."""
 
 AUDIENCE = {
+    "cohort": ["shard", "relation", "city_id", "users"],
     "cohort_member": ["shard", "city_id", "relation", "user_id", "entered_seq"],
     "position": ["shard", "gen", "last_seq"],
 }

@@ -149,6 +149,15 @@ async def test_it_goes_on_takes_a_curl_and_an_alert_and_leaves_no_process(tmp_pa
         assert "Tornado Warning for New York City, NY" in out.decode()
         assert "pushes sent" in out.decode()
 
+        # whatever the hour is
+        await until(process.stderr, "morning_forecast, as if it were its hour everywhere")
+        told = await perennial("demo", "forecast", "New York", "--home", str(home))
+        out, err = await told.communicate()
+        assert told.returncode == 0, err.decode()
+        assert "morning_forecast for New York City, NY" in out.decode()
+        bodies = {p["body"] for p in get(f"{status['sandbox']}/pushes?limit=10000")["items"] if "made up" in p["title"]}
+        assert bodies and all("°F" in body for body in bodies)
+
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 6
         process.send_signal(signal.SIGINT)

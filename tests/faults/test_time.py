@@ -6,13 +6,17 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from datetime import time as wall
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import pytest_asyncio
 
 from services.local.environment import ROOT
+from shared.process.clock import Clock
 from tests.support.installation import Rig, eventually, installed
 from tests.support.traffic import DAY, instant
 
@@ -96,3 +100,44 @@ async def test_unread_events_hold_time_back(timely: Rig) -> None:
     assert (await changes(rig, "inactive")).keys() == set(silent)
     counts = await rig.equal()
     assert counts["ticks"] > 0
+
+
+def living(user: str, city: str, state: str) -> list[dict[str, Any]]:
+    device = {"device": {"id": f"phone-{user}", "type": "ios", "token": f"token-{user}"}}
+    home = {"type": "track", "event": "Default City Set", "properties": {"city": city, "state": state}}
+    return [{**opening(user, 1), "context": device}, {**home, "userId": user, "messageId": f"{user}-home"}]
+
+
+@pytest.mark.long
+async def test_each_zone_is_told_in_its_morning_though_the_notifier_dies_at_seven(timely: Rig) -> None:
+    """Killed as the moment comes, in the east and in the west: nobody is told twice, nobody is not."""
+    rig, home = timely, timely.installation.home.path
+    east, west = [f"east-{n}" for n in range(40)], [f"west-{n}" for n in range(40)]
+    await rig.post([event for user in east for event in living(user, "Boston", "MA")])
+    await rig.post([event for user in west for event in living(user, "Seattle", "WA")])
+    now = Clock(str(home / "clock.json")).now_ms() / 1000
+    areas = [{"city": "Boston", "state": "MA"}, {"city": "Seattle", "state": "WA"}]
+    holds = {"starts_at": instant(now), "ends_at": instant(now + 3 * DAY)}
+    await rig.alert({"id": "today", "kind": "forecast", "areas": areas, **holds, "data": {"summary": "Sunny"}})
+    await rig.drained()
+    day = datetime.fromtimestamp(now, ZoneInfo("America/New_York")).date() + timedelta(days=1)
+    for zone, users in (("America/New_York", east), ("America/Los_Angeles", west)):
+        seven = datetime.combine(day, wall(7), ZoneInfo(zone)).timestamp()
+        before = rig.pid("notifier")
+        await tick(home, seven + 1)
+        await asyncio.sleep(0.3)
+        rig.kill("notifier")
+        rig.allow(unknown=len(users))
+        await rig.gone("notifier", before)
+
+        async def told(users: list[str] = users) -> str:
+            async with rig.database() as connection:
+                rows = await connection.fetch(
+                    "SELECT user_id FROM notifier.message WHERE campaign = 'morning_forecast'"
+                )
+            missing = set(users) - {row["user_id"] for row in rows}
+            return f"not told: {sorted(missing)[:3]} …" if missing else ""
+
+        await eventually(told, 60)
+    counts = await rig.equal()
+    assert counts["schedule_messages"] == len(east) + len(west)

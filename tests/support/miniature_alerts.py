@@ -64,7 +64,7 @@ class Alerts:
         book = CampaignBook(cast(Any, None), cast(Any, None))
         book._use(rules)
         self._gazetteer = load_gazetteer()
-        self._handler = ContextHandler(book, self._gazetteer, cast(Any, self.clock), 1, lambda: None)
+        self._handler = ContextHandler(book, self._gazetteer, cast(Any, self.clock), 1, lambda: None, cast(Any, None))
         self._runs = Runs(cast(Any, self), self._gazetteer)
         nothing: Any = SimpleNamespace(put=lambda *_: None, take_dead_tokens=list)
         self._notifier = Notifier(
@@ -125,7 +125,7 @@ class Alerts:
     def read_pages(self) -> list[runs.Page]:
         """The next pages, as the owner of the shard is given them."""
         self._runs.poke()
-        pages: list[runs.Page] = drive(self._runs.next_pages(self._notifier._heard))
+        pages: list[runs.Page] = drive(self._runs.next_pages(self._notifier._heard, self.clock.now))
         return pages
 
     def plan(self, pages: list[runs.Page]) -> None:
@@ -192,7 +192,9 @@ class Alerts:
         if query == handler._ROOTS:
             return sorted((self.chains[name] for name in values[0]), key=lambda r: (r["sent_at"], r["alert_id"]))
         if query == runs._OPEN:
-            return [{**self.runs[s["run_id"]], **s} for s in self.run_shards.values() if not s["done"]]
+            return [{**s, "by_city": False} for s in self.run_shards.values() if not s["done"]]
+        if query == runs._RUNS:
+            return [self.runs[name] for name in values[0]]
         if query == runs._JOINED:
             return [
                 {"run_id": name, "occurrence": other["occurrence"], "began_at": other["began_at"]}
@@ -233,8 +235,8 @@ class Alerts:
                 if row["chain_id"] in values[1]:
                     row["chain_id"] = values[0]
         elif query == handler._RUN:
-            self.runs[values[0]] = dict(zip(_RUN, values, strict=True))
-        elif query == handler._RUN_SHARDS:
+            self.runs[values[0]] = dict(zip(_RUN, values, strict=True)) | {"context": "alert"}
+        elif query == runs.RUN_SHARDS:
             self.run_shards[values[0]] = {"run_id": values[0], "shard": 0, "cursor": "", "done": False}
         elif query == runs._ADVANCE:
             self.run_shards[values[0]] |= {"cursor": values[2], "done": values[3]}

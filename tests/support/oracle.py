@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.contracts.events import FeedRow, decode_feed
-from tests.support import oracle_alerts, oracle_limits, oracle_log, oracle_messages, oracle_numbers
+from tests.support import oracle_alerts, oracle_limits, oracle_log, oracle_messages, oracle_numbers, oracle_schedules
 from tests.support.oracle_fold import Shard
 from tests.support.oracle_snapshot import Snapshot, take
 
@@ -51,16 +51,17 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
         counts["users"] += len(should.people)
     found += oracle_messages.check(snapshot, repeated_sends, unknown)
     found += oracle_alerts.check(snapshot)
+    found += oracle_schedules.check(snapshot)
     found += oracle_limits.check(snapshot)
     counts["ledger"] = len(snapshot.ledger)
     counts["ticks"] = len(snapshot.ticks)
     counts["messages"] = len(snapshot.messages)
     counts["alerts"] = len(snapshot.context_events)
-    counts["alert_messages"] = sum(bool(m["run_id"]) for m in snapshot.messages)
+    of_alerts = {r["run_id"]: r["occurrence"] for r in snapshot.runs if r["context"] == "alert"}
+    counts["alert_messages"] = sum(m["run_id"] in of_alerts for m in snapshot.messages)
+    counts["schedule_messages"] = sum(bool(m["run_id"]) for m in snapshot.messages) - counts["alert_messages"]
     chains = {row["alert_id"]: row["chain_id"] for row in snapshot.chains}
-    counts["chains_joined"] = len(
-        {r["occurrence"] for r in snapshot.runs if chains[r["occurrence"]] != r["occurrence"]}
-    )
+    counts["chains_joined"] = len({name for name in of_alerts.values() if chains[name] != name})
     counts["pushes"] = len(snapshot.pushes or ())
     sent = (decode_feed(record.value or b"") for log in snapshot.feed.values() for record in log)
     rows = sum(isinstance(one, FeedRow) for one in sent)

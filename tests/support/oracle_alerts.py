@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tests.support import oracle_context
 from tests.support.oracle_messages import Known, Reader, message_id_of, verdict
 from tests.support.oracle_person import Book
 from tests.support.oracle_snapshot import Snapshot
+
+Order = Callable[[str], Any]
 
 
 class Audience(NamedTuple):
@@ -108,26 +110,40 @@ def _message(message: dict[str, Any], audience: Audience, campaign: dict[str, An
 
 
 def _audiences(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> list[Audience]:
-    """Every page of every run, told again from the ledger."""
-    runs = {run["run_id"]: run for run in snapshot.runs}
+    """Every page of every alert's run, told again from the ledger."""
+    runs = {run["run_id"]: run for run in snapshot.runs if run["context"] == "alert"}
+    ledgers = ledgers_of(snapshot)
+    return [
+        _audience(page, upto, runs[page["run_id"]], ledgers[page["shard"]], campaigns)
+        for page, upto in pages_of(snapshot, runs, found)
+    ]
+
+
+def pages_of(
+    snapshot: Snapshot, runs: Container[str], found: list[str], order: Order = str
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The pages of these runs, each with where the next one begins (None: it is the last), by `order` of
+    where they begin. Every run must be expanded over every shard."""
     shards = {(r["run_id"], r["shard"]): r["done"] for r in snapshot.run_shards}
     pages: defaultdict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for page in snapshot.run_pages:
-        pages[page["run_id"], page["shard"]].append(page)
-    for run_id in runs:
-        for shard in range(snapshot.shards):
+        if page["run_id"] in runs:
+            pages[page["run_id"], page["shard"]].append(page)
+    for run in snapshot.runs:
+        run_id = run["run_id"]
+        for shard in range(snapshot.shards) if run_id in runs else ():
             if not shards.get((run_id, shard)):
                 found.append(f"run {run_id} is not expanded over shard {shard}")
             elif min((page["after"] for page in pages[run_id, shard]), default=None) != "":
                 found.append(f"run {run_id} has no first page in shard {shard}")
-    ledgers = {shard: Ledger(r for r in snapshot.ledger if r["shard"] == shard) for shard in range(snapshot.shards)}
-    several = []
-    for (run_id, shard), ones in pages.items():
-        ones.sort(key=lambda page: page["after"])
+    for ones in pages.values():
+        ones.sort(key=lambda page: order(page["after"]))
         for page, following in zip(ones, [*ones[1:], None], strict=True):
-            upto = following["after"] if following else None
-            several.append(_audience(page, upto, runs[run_id], ledgers[shard], campaigns))
-    return several
+            yield page, following["after"] if following else None
+
+
+def ledgers_of(snapshot: Snapshot) -> dict[int, Ledger]:
+    return {shard: Ledger(r for r in snapshot.ledger if r["shard"] == shard) for shard in range(snapshot.shards)}
 
 
 class Ledger:

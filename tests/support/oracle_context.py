@@ -59,7 +59,7 @@ class Chains:
 def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> dict[int, dict[str, str]]:
     """Compare events, chains and runs; the chain of every alert, as of each offset."""
     alerts = [alert for alert in _alerts(snapshot) if alert.offset <= snapshot.context_read]
-    events = {e["context_id"]: e for e in snapshot.context_events}
+    events = {e["context_id"]: e for e in snapshot.context_events if e["kind"] in ("alert", "nws")}
     runs = {(r["campaign"], r["context_id"]): r for r in snapshot.runs}
     chains, first = Chains(), set()
     then: dict[int, dict[str, str]] = {-1: {}}
@@ -137,6 +137,8 @@ def _alerts(snapshot: Snapshot) -> Iterator[Alert]:
         told = json.loads(record.value or b"{}")
         body = told["body"]
         try:
+            if told["kind"] not in ("alert", "nws"):
+                continue
             read = _from_feed(body) if told["kind"] == "nws" else _from_contract(body)
         except (KeyError, TypeError, ValueError):
             continue
@@ -150,8 +152,8 @@ def _from_contract(body: dict[str, Any]) -> _Read:
     data, replaces = body["data"], body.get("replaces") or []
     if body["kind"] != "alert":
         raise ValueError(body["kind"])
-    sent_at = _instant(data.get("sent_at") or body["starts_at"])
-    cities = frozenset(city for area in body["areas"] for city in _cities(area))
+    sent_at = instant(data.get("sent_at") or body["starts_at"])
+    cities = frozenset(city for area in body["areas"] for city in cities_of(area))
     kind = data.get("message_type") or ("Update" if replaces else "Alert")
     return (
         [(body["id"], sent_at), *((name, 0) for name in replaces)],
@@ -160,23 +162,23 @@ def _from_contract(body: dict[str, Any]) -> _Read:
         data["event"],
         _speaks(data.get("status") or "Actual", kind, data.get("urgency")),
         sent_at,
-        _instant(body["ends_at"]),
+        instant(body["ends_at"]),
     )
 
 
 def _from_feed(feature: dict[str, Any]) -> _Read:
     properties, geometry = feature["properties"], feature.get("geometry")
-    sent_at = _instant(properties["sent"])
+    sent_at = instant(properties["sent"])
     names = [(properties["id"], sent_at)]
     names += [
-        (one["identifier"], _instant(one["sent"]) if one.get("sent") else 0)
+        (one["identifier"], instant(one["sent"]) if one.get("sent") else 0)
         for one in properties.get("references") or []
     ]
-    ends = [_instant(properties[name]) for name in ("expires", "ends") if properties.get(name)]
+    ends = [instant(properties[name]) for name in ("expires", "ends") if properties.get(name)]
     codes = (properties.get("geocode") or {}).get("SAME") or []
     return (
         names,
-        frozenset(cities_in(geometry) if geometry else (c for code in codes for c in _places().by_same(code))),
+        frozenset(cities_in(geometry) if geometry else (c for code in codes for c in places().by_same(code))),
         properties.get("severity") or "Unknown",
         properties["event"].strip(),
         _speaks(properties["status"], properties["messageType"], properties.get("urgency")),
@@ -189,22 +191,22 @@ def _speaks(status: str, kind: str, urgency: str | None) -> bool:
     return status == "Actual" and kind in ("Alert", "Update") and urgency != "Past"
 
 
-def _cities(area: dict[str, Any]) -> tuple[int, ...]:
+def cities_of(area: dict[str, Any]) -> tuple[int, ...]:
     if "polygon" in area:
         return tuple(cities_in({"type": "Polygon", "coordinates": [area["polygon"]]}))
     if "same" in area:
-        return _places().by_same(area["same"])
+        return places().by_same(area["same"])
     if "city_id" in area:
         return (int(area["city_id"]),)
     if "city" in area:
-        return (_places().normalise(area["city"], area.get("state"), area.get("country")) or 0,)
-    return _places().by_state(area["state"])
+        return (places().normalise(area["city"], area.get("state"), area.get("country")) or 0,)
+    return places().by_state(area["state"])
 
 
 @cache
-def _places() -> Gazetteer:
+def places() -> Gazetteer:
     return load()
 
 
-def _instant(text: str) -> int:
+def instant(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)

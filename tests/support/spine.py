@@ -27,6 +27,7 @@ from services.notifier.messages import OutcomeRow
 from services.notifier.pipeline import Notifier
 from services.notifier.publish import Publisher as OutcomePublisher
 from services.notifier.runs import Runs
+from services.notifier.scheduler import Scheduler
 from services.notifier.transports.push import Outcome, Push, Sent
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
@@ -370,7 +371,8 @@ class Site:
                 pool=self.pool, book=running.book, relay=running.relay, dispatcher=running.dispatcher, runs=runs,
                 clock=self.clock, gazetteer=self.gazetteer, most_cached=10_000,
             )  # fmt: skip
-            handler = ContextHandler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke)
+            scheduler = Scheduler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke)
+            handler = ContextHandler(running.book, self.gazetteer, self.clock, SHARDS, runs.poke, scheduler)
             consumer = await stack.enter_async_context(self.consumer(Topic.FEED))
             others = await stack.enter_async_context(self.consumer(Topic.CONTEXT)) if context else None
             stack.push_async_callback(running.dispatcher.finish)
@@ -383,8 +385,9 @@ class Site:
                 running.add(running.dispatcher.run())
             running.add(running.reader.run())
             if others is not None:
-                handler.reader = self._reader("context", Topic.CONTEXT, others, handler)
+                scheduler.reader = handler.reader = self._reader("context", Topic.CONTEXT, others, handler)
                 running.add(handler.reader.run())
+                running.add(scheduler.run())
             yield running
 
 

@@ -128,7 +128,7 @@ def alerts_live_longer_than_they_say(patch: pytest.MonkeyPatch) -> None:
     occurrence = Runs.occurrence
 
     def longer(self: Runs, run: runs.Run, member: runs.Member) -> Any:
-        return occurrence(self, run._replace(valid_until=run.valid_until + HOUR), member)
+        return occurrence(self, run._replace(valid_until=(run.valid_until or 0) + HOUR), member)
 
     patch.setattr(Runs, "occurrence", longer)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from services.packs import PackError, available, diff, install_version, load_pack
-from shared.contracts.rules import AlertTrigger, StageTrigger, Viewed, decode_rules, encode_rules
+from shared.contracts.rules import AlertTrigger, ScheduleTrigger, StageTrigger, Viewed, decode_rules, encode_rules
 
 GOOD = """\
 pack: tiny
@@ -71,7 +71,7 @@ def test_weather_speaks_the_contract() -> None:
     assert rules.signals["push_opened"] == ["Push Notification Tapped"]
     assert [s.id for s in rules.stages] == ["reach", "acquire", "convert", "retain", "loyal"]
     campaigns = {c.id: c for c in rules.campaigns}
-    assert set(campaigns) == {"welcome", "win_back", "thank_you", "severe_alert"}
+    assert set(campaigns) == {"welcome", "win_back", "thank_you", "severe_alert", "morning_forecast"}
     severe = campaigns["severe_alert"]
     assert severe.safety and severe.holdout_percent == 0 and isinstance(severe.trigger, AlertTrigger)
     assert severe.trigger.relations == ["default", "added"] and severe.trigger.severity == ["Extreme", "Severe"]
@@ -127,6 +127,42 @@ def test_segments_of_a_shop_that_make_no_sense(tmp_path: Path, old: str, new: st
     assert load_pack(write(tmp_path / "good", GOOD + SHOP_SEGMENT)).segments[0].viewed == Viewed(3, 7)
     found = faults(write(tmp_path / "bad", GOOD + SHOP_SEGMENT.replace(old, new)))
     assert [(f[1], says in f[2]) for f in found] == [(line, True)], found
+
+
+SCHEDULE = """\
+id: hello
+title: Hello
+trigger:
+  type: schedule
+  at: 07:00
+  context: forecast
+templates:
+  en:
+    title: "{{ city.name }}"
+    body: "{{ forecast.summary }}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("at: 07:00", "at: 7 am", 5, "expected a time of day"),
+        ("at: 07:00", "cron: 0 7 * *", 5, "expected five fields"),
+        ("at: 07:00", "at: 07:00\n  once: 2026-12-24T18:00", 5, "one of at, cron and once"),
+        ("at: 07:00", "at: 07:00\n  days: [mon, someday]", 6, "expected one of mon, tue"),
+        ("at: 07:00", "at: 07:00\n  zone: Mars/Olympus", 6, "expected local, UTC or a time zone"),
+        ("at: 07:00", "at: 07:00\n  until: noon", 6, "expected a time of day"),
+        ("at: 07:00", "at: 07:00\n  relations: [visited]", 6, "expected one of default, searched, added"),
+        ("context: forecast", "context: weather", 6, 'context: expected one of "", forecast'),
+        ("context: forecast", "zone: UTC", 10, "there is no variable 'forecast.summary'"),
+        ("forecast.summary", "forecast.high", 10, "may be missing"),
+    ],
+)
+def test_schedules_that_make_no_sense(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
+    (campaign,) = load_pack(write(tmp_path / "good", hello=SCHEDULE)).campaigns
+    assert campaign.trigger == ScheduleTrigger(at="07:00", context="forecast")
+    found = faults(write(tmp_path / "bad", hello=SCHEDULE.replace(old, new)))
+    assert [(f[0], f[1], says in f[2]) for f in found] == [("hello.yaml", line, True)], found
 
 
 def test_a_pack_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.demo import habits, phones, weather
+from services.demo import forecasts, habits, phones, weather
 from services.demo.habits import DAY_MS, Post
 from services.demo.past import Past
 from services.demo.phones import HABITS, Person
 from services.ingest.domain.intake import Intake, RawRecord, Refused, Taken
 from services.local.program import LocalError
 from services.notifier.context.alerts import from_contract
+from services.notifier.context.forecasts import from_contract as read_forecast
 from services.notifier.context.nws import Alert, parse
 from services.packs import load_pack
 from services.segmenter.domain.compiled import Compiled, InForce
@@ -222,3 +223,17 @@ def test_a_home_knows_its_earlier_runs(tmp_path: Path) -> None:
     assert Past.next(file, 2) == Past(2, known=False)
     file.write_text("broken")
     assert Past.next(file, 2) == Past(0, known=False)
+
+
+def test_made_up_forecasts_are_what_the_notifier_reads_and_are_warmer_in_the_south() -> None:
+    gazetteer = load()
+    mean: dict[str, float] = {}
+    for name in ("Miami, FL", "Chicago, IL", "Anchorage, AK"):
+        place = weather.find_city(name, gazetteer)
+        told = [forecasts.forecast(place, seed, NOON) for seed in range(30)]
+        read = [read_forecast(body, gazetteer) for body in told]
+        assert {one.city_ids for one in read} == {(place.city_id,)}
+        assert all(one.facts["low"] < one.facts["high"] and "made up" in one.facts["summary"] for one in read)
+        assert forecasts.forecast(place, 1, NOON)["data"] == told[1]["data"]
+        mean[name] = sum(one.facts["high"] for one in read) / len(read)
+    assert mean["Miami, FL"] > mean["Chicago, IL"] > mean["Anchorage, AK"]

@@ -129,7 +129,7 @@ def from_contract(body: Mapping[str, Any], gazetteer: Gazetteer) -> Alert:
     ValueError says in one sentence what is wrong.
     """
     if body.get("kind") != "alert":
-        raise ValueError(f'kind must be "alert", not {shown(body.get("kind"))}')
+        raise ValueError(f'kind must be "alert" or "forecast", not {shown(body.get("kind"))}')
     extra = body.get("data")
     if not isinstance(extra, Mapping):
         raise ValueError("data must be an object with at least an event")  # noqa: TRY004 - bad data is one kind of error

@@ -1,4 +1,5 @@
-"""What a context event sets going: an alert becomes runs, one per campaign that waits for it.
+"""What a context event sets going: an alert becomes runs, one per campaign that waits for it; a forecast is kept for
+its cities; a campaign that was called for by hand gets a run.
 
 Fenced like every reader: the event, its chain, its runs and the position are one commit. The topic has one
 partition, so that chains which meet are joined in one order.
@@ -12,9 +13,14 @@ from typing import Any
 
 import msgspec
 
+from services.notifier import forecasts
 from services.notifier.book import Active, CampaignBook
 from services.notifier.context.alerts import Alert, Verdict, cities_of, valid_until, verdict
-from services.notifier.context.intake import ContextRecord, decode_context, read
+from services.notifier.context.forecasts import Forecast
+from services.notifier.context.intake import ContextRecord, Triggered, decode_context, read
+from services.notifier.forecasts import Told
+from services.notifier.runs import RUN_SHARDS
+from services.notifier.scheduler import Counts, Scheduler
 from shared.contracts.rules import AlertTrigger
 from shared.data.db import Connection
 from shared.data.shard_owner import Owner, Position
@@ -23,7 +29,7 @@ from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.shard_consumer import Polled
 from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, iso
-from shared.process.metrics import ALERTS
+from shared.process.metrics import ALERTS, FORECASTS
 
 _KNOWN = "SELECT alert_id, chain_id FROM notifier.alert_chain WHERE alert_id = ANY($1::text[])"
 _ROOTS = (
@@ -48,9 +54,8 @@ INSERT INTO notifier.run (run_id, campaign, campaign_version, occurrence, contex
     relations, facts, occurred_at, began_at, valid_until, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING
 """
-_RUN_SHARDS = (
-    "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
-)
+
+_THERE = "SELECT FROM notifier.context_event WHERE context_id = $1"
 
 _ASIDE = "set_aside"
 
@@ -61,10 +66,16 @@ class ContextHandler:
     reader: FencedReader
 
     def __init__(
-        self, book: CampaignBook, gazetteer: Gazetteer, clock: Clock, shards: int, made_run: Callable[[], None]
+        self,
+        book: CampaignBook,
+        gazetteer: Gazetteer,
+        clock: Clock,
+        shards: int,
+        made_run: Callable[[], None],
+        scheduler: Scheduler,
     ) -> None:
         self._book, self._gazetteer, self._clock, self._shards = book, gazetteer, clock, shards
-        self._made_run = made_run
+        self._made_run, self._scheduler = made_run, scheduler
         self._suspects = Suspects()
 
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
@@ -97,26 +108,53 @@ class ContextHandler:
             for shard, several in polled.records.items()
             for r, record in zip(several, decoded[shard], strict=True)
         ]
+        others = [
+            (offset, record, read(record, self._gazetteer))
+            for offset, record in records
+            if record.kind in ("forecast", "trigger")
+        ]
         positions: dict[int, Position] = {}
         for shard, next_offset in polled.positions.items():
             several = polled.records.get(shard, [])
             positions[shard] = self.reader.advanced(shard, several[-1] if several else None, next_offset)
         log_id = next(iter(positions.values())).log_id
         verdicts: list[str] = []
+        told = [Told(one, log_id, n, record.received_at) for n, record, one in others if isinstance(one, Forecast)]
+        over, counts = 0, Counts()
 
         async def write(connection: Connection, _: Mapping[int, Owner]) -> None:
+            nonlocal over
             for offset, record in records:
-                verdicts.append(await self._apply(connection, record, log_id, offset))
+                if record.kind not in ("forecast", "trigger"):
+                    verdicts.append(await self._apply(connection, record, log_id, offset))
+            # a campaign set going behind a forecast is to find it
+            over = await forecasts.keep(connection, told, self._clock.now_ms())
+            for offset, record, one in others:
+                if isinstance(one, Triggered):
+                    await self._trigger(connection, one, record, log_id, offset, counts)
 
         await self.reader.commit(positions, positions, write)
         for said in verdicts:
             ALERTS.labels(said).inc()
+        FORECASTS.labels("kept").inc(len(told) - over)
+        FORECASTS.labels("over").inc(over)
+        counts.show()
         if records:
             self._made_run()
 
+    async def _trigger(
+        self, connection: Connection, told: Triggered, record: ContextRecord, log_id: str, offset: int, counts: Counts
+    ) -> None:
+        """A campaign called for by hand; a call that is there already does nothing."""
+        if not await connection.fetch(_THERE, told.id):
+            became, cities = await self._scheduler.trigger(connection, told, log_id, offset, record.received_at, counts)
+            body = msgspec.json.encode({"campaign": told.campaign, "key": told.key}).decode()
+            values = (log_id, offset, became, cities, body, record.received_at)
+            await connection.fetchval(_EVENT, told.id, record.kind, "", *values)
+
     async def _apply(self, connection: Connection, record: ContextRecord, log_id: str, offset: int) -> str:
-        """One context event; its verdict, `repeat` when it was there already, `unreadable` when it is none, or one that
-        was set aside."""
+        """One alert; its verdict, `repeat` when it was there already, `unreadable` when it is none, or one that was set
+        aside."""
         if record.kind == _ASIDE:
             return "unreadable"
         alert = read(record, self._gazetteer)
@@ -158,7 +196,7 @@ class ContextHandler:
             list(campaign.trigger.relations), msgspec.json.encode(_facts(alert)).decode(), alert.sent_at, began_at,
             valid_until(alert), self._clock.now_ms(),
         )  # fmt: skip
-        await connection.execute(_RUN_SHARDS, run_id, self._shards)
+        await connection.execute(RUN_SHARDS, run_id, self._shards)
 
 
 async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:

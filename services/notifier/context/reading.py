@@ -66,6 +66,15 @@ def _inside(where: str, ring: Any, gazetteer: Gazetteer) -> list[int]:
         raise ValueError(f"{where}.polygon: {error}") from error
 
 
+def cities_in(areas: Any, gazetteer: Gazetteer) -> tuple[int, ...]:
+    """Ids of the cities of areas, ascending. ValueError when there are none."""
+    same, listed, _ = read_areas(areas, gazetteer)
+    found = {*listed, *(city for code in same for city in gazetteer.by_same(code))}
+    if not found:
+        raise ValueError("areas name no known city")
+    return tuple(sorted(found))
+
+
 def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 12
 

@@ -13,6 +13,7 @@ from shared.contracts.rules import (
     AlertTrigger,
     EventTrigger,
     Rules,
+    ScheduleTrigger,
     SegmentExitTrigger,
     SegmentTrigger,
     StageTrigger,
@@ -42,6 +43,14 @@ _ALERT: dict[str, bool] = {
     "alert.instruction": True,
     "alert.area": True,
     "alert.ends_at": True,
+}
+_FORECAST: dict[str, bool] = {
+    "forecast.summary": False,
+    "forecast.high": True,
+    "forecast.low": True,
+    "forecast.unit": True,
+    "forecast.precipitation_percent": True,
+    "forecast.ends_at": False,
 }
 _SEGMENT: dict[str, bool] = {"segment.id": False, "segment.title": False}
 
@@ -80,11 +89,11 @@ def key_of(row: FeedRow) -> str:
 
 
 def beginning(trigger: Trigger) -> tuple[str, ...]:
-    """Keys of the rows that may set a campaign going; alerts come from elsewhere."""
+    """Keys of the rows that may set a campaign going; alerts and the clock come from elsewhere."""
     match trigger:
         case EventTrigger():
             return tuple(_moment(name) for name in trigger.event)
-        case AlertTrigger():
+        case AlertTrigger() | ScheduleTrigger():
             return ()
     return (str(trigger.__struct_config__.tag),)
 
@@ -118,7 +127,7 @@ def matches(trigger: Trigger, row: FeedRow) -> bool:
             return row.kind == "segment_entered" and row.payload["segment"] in trigger.segment
         case SegmentExitTrigger():
             return row.kind == "segment_exited" and row.payload["segment"] in trigger.segment
-        case AlertTrigger():
+        case AlertTrigger() | ScheduleTrigger():
             return False
 
 
@@ -217,6 +226,8 @@ def known_variables(trigger: Trigger, rules: Rules) -> Mapping[str, bool]:
     match trigger:
         case AlertTrigger():
             return _USER | _ALERT | _CITY
+        case ScheduleTrigger():
+            return _USER | _CITY | (_FORECAST if trigger.context == "forecast" else {})
         case EventTrigger():
             return _USER | _event_variables(trigger, rules)
         case SegmentTrigger() | SegmentExitTrigger():
