@@ -5,19 +5,30 @@ Source: CloudEvents Kafka Protocol Binding 1.0.2, §3.2.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+_SAME = [("content-type", b"application/json"), ("ce_specversion", b"1.0")]
+
 
 def headers(*, event_id: str, source: str, kind: str, time: str, subject: str) -> list[tuple[str, bytes]]:
     """Header list for a JSON value; the record's key carries the partition key, here the subject.
 
     Optional attributes must not be empty: a record about nobody has no subject.
     """
-    about = [("ce_subject", subject.encode()), ("ce_partitionkey", subject.encode())] if subject else []
-    return [
-        ("content-type", b"application/json"),
-        ("ce_specversion", b"1.0"),
+    found = [
+        *_SAME,
         ("ce_id", event_id.encode()),
-        ("ce_source", source.encode()),
-        ("ce_type", kind.encode()),
-        ("ce_time", time.encode()),
-        *about,
+        _recurring("ce_source", source),
+        _recurring("ce_type", kind),
+        _recurring("ce_time", time),
     ]
+    if subject:
+        who = subject.encode()
+        found += [("ce_subject", who), ("ce_partitionkey", who)]
+    return found
+
+
+@lru_cache(4096)
+def _recurring(name: str, value: str) -> tuple[str, bytes]:
+    """Many records share their source and kind, those of one batch their time."""
+    return name, value.encode()
