@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pyreqwest.client import ClientBuilder
 
 from services.demo.sandbox import Sandbox, start
 from services.demo.sandbox_store import Behaviour, Behaviours, Mailbox
@@ -38,8 +39,8 @@ class Client:
     async def bearer(self) -> dict[str, str]:
         made = service_account(self.url)
         account = ServiceAccount(**{name: made[name] for name in ServiceAccount.__struct_fields__})
-        token = AccessToken(account, self.session, REAL_MS)
-        return {"Authorization": f"Bearer {await token.get()}"}
+        async with ClientBuilder().no_proxy().build() as http:
+            return {"Authorization": f"Bearer {await AccessToken(account, http, REAL_MS).get()}"}
 
     async def send(self, headers: dict[str, str], message: dict[str, Any], **more: Any) -> tuple[int, Any]:
         return await self.ask("POST", "/v1/projects/p/messages:send", headers=headers, json={"message": message} | more)

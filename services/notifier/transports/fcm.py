@@ -6,13 +6,19 @@ Protocol: https://firebase.google.com/docs/reference/fcm/rest/v1/projects.messag
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import msgspec
-from yarl import URL
+from pyreqwest.client import ClientBuilder
+from pyreqwest.exceptions import (
+    BuilderError,
+    ClientClosedError,
+    DetailedPyreqwestError,
+    PoolTimeoutError,
+    PyreqwestError,
+)
 
 from services.notifier.transports.oauth import AccessToken, ServiceAccount, TokenRefused, TokenUnavailable
 from services.notifier.transports.push import (
@@ -30,6 +36,9 @@ from services.notifier.transports.push import (
 _MAX_TTL_SECONDS = 2_419_200
 _THROTTLED_SECONDS = 60.0
 """FCM's advice where a 429 names no time."""
+_NO_CONNECTION = "client error (Connect)"
+"""What hyper says where there was no connection to write to: refused, unknown host, TLS, or late. The exceptions' names
+do not tell: a connection that breaks after the request was written is a ConnectError, too."""
 
 
 class _Named(msgspec.Struct):
@@ -70,18 +79,22 @@ class FcmTransport:
         timeout_seconds: float = 10.0,
         connections: int = 100,
     ) -> None:
-        traces = aiohttp.TraceConfig()
-        traces.on_request_headers_sent.append(_written)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=timeout_seconds, connect=timeout_seconds / 2),
-            trace_configs=[traces],
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
+        half = timedelta(seconds=timeout_seconds / 2)
+        self._client = (
+            ClientBuilder()
+            .http1_only()
+            .no_proxy()
+            .follow_redirects(False)
+            .max_connections(connections)
+            .pool_idle_timeout(timedelta(seconds=30))
+            .pool_timeout(half)
+            .connect_timeout(half)
+            .timeout(timedelta(seconds=timeout_seconds))
+            .build()
         )
-        self._token = AccessToken(account, self._session, real_ms)
+        self._token = AccessToken(account, self._client, real_ms)
         self._real_ms = real_ms
-        self._url = URL(f"{base_url.rstrip('/')}/v1/projects/{account.project_id}/messages:send")
+        self._url = f"{base_url.rstrip('/')}/v1/projects/{account.project_id}/messages:send"
 
     async def send(self, push: Push) -> Outcome:
         body = message_body(push, self._real_ms())
@@ -100,36 +113,40 @@ class FcmTransport:
 
     async def close(self) -> None:
         await self._token.close()
-        await self._session.close()
+        await self._client.close()
 
     async def _attempt(self, body: bytes, token: str) -> Outcome | None:
         """None: the token was turned down, and nothing was sent."""
-        wire = SimpleNamespace(written=False)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         status: int | None = None
-        answer = b""
         try:
-            async with self._session.post(
-                self._url, data=body, headers=headers, trace_request_ctx=wire, allow_redirects=False
-            ) as response:
+            request = self._client.post(self._url).headers(headers).body_bytes(body)
+            async with request.build_streamed() as response:
                 status = response.status
-                retry_after = response.headers.get("Retry-After")
-                answer = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                retry_after = response.get_header("Retry-After")
+                answer = bytes(await response.bytes())
+        except PyreqwestError as error:
+            what = ": ".join(_causes(error)[1:]) or error.message
             if status == 200:
                 return Sent("")
-            return Unknown(what) if wire.written else Unavailable(what)
+            return Unavailable(what) if _never_written(error) else Unknown(what)
         if status == 200:
             name: str = _decoded(answer, _Named).name
             return Sent(name) if name else Unknown("200 without the name FCM gives a message")
         return judge(status, answer, _seconds(retry_after, self._real_ms()))
 
 
-async def _written(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-    # Called just before the first byte goes out: without it, nothing did. The token request has no mark.
-    if context.trace_request_ctx is not None:
-        context.trace_request_ctx.written = True
+def _never_written(error: PyreqwestError) -> bool:
+    """Whether certainly nothing went out; what is not known to be so may be on the phone."""
+    if isinstance(error, BuilderError | ClientClosedError | PoolTimeoutError):
+        return True
+    return _NO_CONNECTION in _causes(error)
+
+
+def _causes(error: PyreqwestError) -> list[str]:
+    """What led to it, outermost first."""
+    causes = error.details["causes"] if isinstance(error, DetailedPyreqwestError) else None
+    return [cause["message"] for cause in causes or ()]
 
 
 def message_body(push: Push, real_ms: int) -> bytes:

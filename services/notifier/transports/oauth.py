@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-import aiohttp
 import jwt
 import msgspec
+from pyreqwest.client import Client
+from pyreqwest.exceptions import PyreqwestError
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 _LIFETIME_SECONDS = 3600
@@ -49,9 +50,9 @@ class AccessToken:
     the machine's time, whatever the product's is: both ends check it.
     """
 
-    def __init__(self, account: ServiceAccount, session: aiohttp.ClientSession, real_ms: Callable[[], int]) -> None:
+    def __init__(self, account: ServiceAccount, client: Client, real_ms: Callable[[], int]) -> None:
         self._account = account
-        self._session = session
+        self._client = client
         self._real_ms = real_ms
         self._token = ""
         self._good_until_ms = 0
@@ -94,11 +95,10 @@ class AccessToken:
             raise TokenRefused(f"the private key of {self._account.client_email} cannot sign: {error}") from error
         form = urlencode({"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion})
         try:
-            async with self._session.post(
-                self._account.token_uri, data=form, headers={"Content-Type": "application/x-www-form-urlencoded"}
-            ) as answer:
-                status, body = answer.status, await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            request = self._client.post(self._account.token_uri).body_text(form)
+            answer = await request.header("Content-Type", "application/x-www-form-urlencoded").build().send()
+            status, body = answer.status, bytes(await answer.bytes())
+        except PyreqwestError as error:
             raise TokenUnavailable(f"token endpoint: {type(error).__name__}: {error}") from error
         if 400 <= status < 500 and status not in (408, 429):
             raise TokenRefused(f"token endpoint answered {status}: {body[:200].decode(errors='replace')}")
