@@ -367,12 +367,12 @@ class Dispatcher:
             await asyncio.sleep(0.2)
             self._settle_wanted.set()
             return
-        scheduled = {m.message_id for _, m in self._later} | {m.message_id for m in self._queue}
         for message in batch:
             if self._finished.get(message.message_id) is message and states[message.message_id] == message.state:
                 del self._finished[message.message_id]
-            if message.state == "intent" and message.message_id not in scheduled and message.shard in self._shards:
-                self.put([message])
+        if again := [m for m in batch if m.state == "intent" and m.shard in self._shards]:
+            scheduled = {m.message_id for _, m in self._later} | {m.message_id for m in self._queue}
+            self.put([m for m in again if m.message_id not in scheduled])
         for row in rows:
             MESSAGES.labels(row.outcome).inc()
             if row.outcome == "suppressed":
