@@ -60,7 +60,7 @@ async def _throughput(here: Site, plan: Plan) -> Figure:
             many = max(1, plan.backlog(_TARGET) // _SIZE)
             return await bare.round({**posts, "many": many, "seed": 1000 + turn, "spread": plan.spread}, many * _SIZE)
         finally:
-            here.thaw()
+            here.thaw(*here.children.pids())
 
     await ceiling()
     rounds = await alternately(plan.rounds, product, ceiling)

@@ -28,7 +28,7 @@ from services.local.apache import ApacheKafka
 from services.local.broker import EmbeddedBroker
 from services.local.children import Children, Say
 from services.local.database import connected
-from services.local.home import OFFSETS, Home, check_ports
+from services.local.home import OFFSETS, Home, check_ports, is_free
 from services.local.postgres import EmbeddedPostgres
 from services.local.program import LocalError
 from services.local.up import SERVICES, Installation, Options
@@ -62,6 +62,8 @@ async def servers(home: Path, port: int, kafka: str, say: Say) -> AsyncIterator[
     """Started in `home`, which is the caller's to remove; `kafka` is embedded, apache or HOST:PORT."""
     kind = Options(kafka=kafka).broker
     check_ports(port, [*(name for name in OFFSETS if name != "kafka"), *(["kafka"] if kind else [])])
+    if not is_free(port + BARE_GATEWAY_OFFSET):
+        raise LocalError(f"port {port + BARE_GATEWAY_OFFSET} (bare gateway) is already in use: choose another --port")
     found = Servers(home, port, kind(home, port + OFFSETS["kafka"]) if kind else None, kafka, say)
     async with AsyncExitStack() as stack:
         stack.callback(found.postgres.destroy)

@@ -43,7 +43,7 @@ class Crowd:
 
     def __init__(self, count: int, spread: Spread = "zipf", seed: int = 1, tag: str = "u") -> None:
         self._draw = random.Random(seed)  # noqa: S311  nothing here is a secret
-        self._count, self._tag, self._acts = count, tag, 0
+        self._count, self._tag, self._seed, self._acts = count, tag, seed, 0
         self._weights = list(accumulate(1 / rank for rank in range(1, count + 1))) if spread == "zipf" else None
 
     def users(self, many: int) -> list[str]:
@@ -67,7 +67,7 @@ class Crowd:
         for user, kind, city in zip(users, names, cities, strict=True):
             self._acts += 1
             place = (int(user[-7:]) + city) % len(CITIES) if "City" in kind else -1
-            found.append(Act(user, f"{user}-{self._acts:x}", kind, place))
+            found.append(Act(user, f"{user}-{self._seed}-{self._acts:x}", kind, place))
         return found
 
 
