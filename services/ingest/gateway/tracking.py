@@ -94,7 +94,7 @@ _PREFLIGHT: dict[str, Any] = {
         (b"access-control-allow-methods", b"POST, OPTIONS"),
         (
             b"access-control-allow-headers",
-            b"authorization, content-type, content-encoding",
+            b"authorization, content-type, content-encoding, x-retry-count",
         ),
         (b"access-control-max-age", b"86400"),
     ],
@@ -242,7 +242,8 @@ async def _refuse(send: Send, refused: Refused) -> None:
     body = json.dumps({"code": refused.code, "message": refused.message}).encode()
     headers = [_JSON, _OPEN, (b"content-length", str(len(body)).encode())]
     if refused.status in (429, 503, 408, 500):
-        headers.append((b"retry-after", b"1"))
+        # a page's script is shown no header that is not named as one it may see
+        headers += [(b"retry-after", b"1"), (b"access-control-expose-headers", b"retry-after")]
     if refused.status == 405:
         headers.append((b"allow", b"POST, OPTIONS"))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
