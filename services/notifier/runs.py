@@ -28,6 +28,7 @@ from services.notifier.forecasts import Valid
 from shared.data.db import Connection, Pool, transaction
 from shared.gazetteer import Gazetteer
 from shared.process.clock import monotonic
+from shared.process.metrics import OPEN_PAGES
 
 _PAGE = 1000
 _POLL_SECONDS = 0.5
@@ -168,6 +169,7 @@ class Runs:
         if not self._waiting and self._shards and monotonic() - self._asked_at >= _POLL_SECONDS:
             rows = await self._pool.fetch(_OPEN, list(self._shards), _AT_ONCE)
             self._asked_at = monotonic()
+            OPEN_PAGES.set(len(rows))
             if rows:
                 async with transaction(self._pool, "repeatable_read") as connection:
                     self._waiting = await self._read_all(connection, rows, now_ms)

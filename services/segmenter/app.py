@@ -30,7 +30,7 @@ from shared.process.compose import opened
 from shared.process.errors import Transient
 from shared.process.http import Health, serve
 from shared.process.logs import configure
-from shared.process.metrics import ACTIVITY_USERS, STAGE_USERS
+from shared.process.metrics import ACTIVITY_USERS, SEGMENT_USERS, STAGE_USERS
 from shared.process.settings import Installation, load
 from shared.process.supervisor import Supervisor
 
@@ -89,8 +89,10 @@ async def _tell_counts(pool: Pool, segmenter: Segmenter) -> None:
         except Transient as error:
             log.warning("%s", error)
         else:
+            shown = {"stage": STAGE_USERS, "activity": ACTIVITY_USERS, "segment": SEGMENT_USERS}
             STAGE_USERS.clear()
             ACTIVITY_USERS.clear()
+            SEGMENT_USERS.clear()
             for kind, name, users in found:
-                (STAGE_USERS if kind == "stage" else ACTIVITY_USERS).labels(name).set(users)
+                shown[kind].labels(name).set(users)
         await asyncio.sleep(_COUNT_SECONDS)

@@ -80,7 +80,7 @@ WHERE shard = $1 AND user_id > $2 ORDER BY user_id LIMIT $3
 """
 _COUNTS = """
 SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
-WHERE shard = ANY($1::int[]) AND kind IN ('stage', 'activity') GROUP BY kind, name ORDER BY kind, name
+WHERE shard = ANY($1::int[]) AND kind IN ('stage', 'activity', 'segment') GROUP BY kind, name ORDER BY kind, name
 """
 
 
@@ -154,7 +154,7 @@ async def add_tallies(connection: Connection, deltas: Mapping[tuple[int, str, st
 
 
 async def counts(connection: Connection, shards: list[int]) -> list[tuple[str, str, int]]:
-    """(stage or activity, which one, users) of these shards."""
+    """(stage, activity or segment; which one; users) of these shards."""
     return [(row["kind"], row["name"], row["users"]) for row in await connection.fetch(_COUNTS, shards)]
 
 

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from shared.process.clock import monotonic
-from shared.process.metrics import API_REQUESTS, API_SECONDS
+from shared.process.metrics import API_REQUESTS, API_SECONDS, WORKING, Told
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -64,6 +64,10 @@ class Health:
         now = monotonic()
         return [name for name, (at, span) in self._beats.items() if now - at > span]
 
+    @property
+    def working(self) -> bool:
+        return not self.not_ready and not self.stuck()
+
 
 class _Counted:
     """Counts the answers of an API and their time; what machines ask every few seconds is not among them."""
@@ -96,6 +100,8 @@ def service_app(name: str, health: Health, **options: Any) -> FastAPI:
     """A FastAPI app with the routes and the error form that all services share."""
     app = FastAPI(title=f"Perennial {name}", **options)
     app.add_middleware(_Counted, service=name)
+    WORKING.labels(name).set_function(lambda: float(health.working))
+    told = Told(name)
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> JSONResponse:
@@ -130,7 +136,7 @@ def service_app(name: str, health: Health, **options: Any) -> FastAPI:
 
     @app.get("/metrics", tags=["operations"])
     async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(told), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -24,6 +25,8 @@ class Declared:
 
 
 DECLARED: list[Declared] = []
+SERVICES = ("gateway", "ingest", "segmenter", "notifier")
+"""Whose name is the second word of a metric's name is the only one that counts it."""
 
 
 def _counter(name: str, meaning: str, action: str, *labels: str) -> Counter:
@@ -58,7 +61,9 @@ GATEWAY_BYTES_IN_FLIGHT = _gauge(
     "perennial_gateway_in_flight_bytes", "Bytes of events waiting for the broker.", "At its bound: 429s follow."
 )
 GATEWAY_BYTES_BOUND = _gauge(
-    "perennial_gateway_in_flight_bound_bytes", "Bytes the gateway holds at most before it answers 429.", ""
+    "perennial_gateway_in_flight_bound_bytes",
+    "Bytes the gateway holds at most before it answers 429.",
+    "A setting: PERENNIAL_GATEWAY_IN_FLIGHT_BYTES.",
 )
 GATEWAY_BROKER_AWAY = _gauge(
     "perennial_gateway_broker_away", "1 while the broker cannot be written to, else 0.", "1: posts are answered 503."
@@ -77,6 +82,13 @@ INGEST_RESUMES = _counter(
     "perennial_ingest_resumes_total",
     "Partitions resumed from their last durable decision.",
     "Steadily rising: sends to app.events.v1 fail.",
+)
+# every service
+WORKING = _gauge(
+    "perennial_working",
+    "1 while the service is ready and its loops come round (as `/readyz` and `/healthz` say), else 0.",
+    "0: `/readyz` and `/healthz` name the reason; a replica too many owns no shard, and stays at 0.",
+    "service",
 )
 # ingest, segmenter and notifier: how far behind
 LAG = _gauge(
@@ -132,10 +144,20 @@ RELAYED = _counter(
 )
 # segmenter
 SEGMENTER_EVENTS = _counter(
-    "perennial_segmenter_events_total", "Events folded into users: applied or duplicate.", "", "outcome"
+    "perennial_segmenter_events_total",
+    "Events folded into users: applied or duplicate.",
+    "duplicate rising: apps post again what they did not know was taken; see the gateway's 503 and its time to answer.",
+    "outcome",
 )
-SEGMENTER_CHANGES = _counter("perennial_segmenter_changes_total", "Ledger rows by kind.", "", "kind")
-SEGMENTER_DUE = _counter("perennial_segmenter_due_total", "Users brought forward by the sweep.", "")
+SEGMENTER_CHANGES = _counter(
+    "perennial_segmenter_changes_total",
+    "Ledger rows by kind.",
+    "dead_letter rising: see `perennial dlq list`; everything at once: new rules, or a refold.",
+    "kind",
+)
+SEGMENTER_DUE = _counter(
+    "perennial_segmenter_due_total", "Users brought forward by the sweep.", "Zero for hours: see the watermark's age."
+)
 DUE_LATENESS = _histogram(
     "perennial_segmenter_due_lateness_seconds",
     "From the moment a user fell due to the commit that says so (product time).",
@@ -146,12 +168,28 @@ WATERMARK_AGE = _gauge(
     "Age of the oldest shard's watermark (product time).",
     "Growing: ingest or the segmenter is behind or down.",
 )
-CACHED_USERS = _gauge("perennial_segmenter_cached_users", "Users kept in memory.", "At its bound: more reads.")
+CACHED_USERS = _gauge(
+    "perennial_segmenter_cached_users",
+    "Users kept in memory.",
+    "At its bound (PERENNIAL_SEGMENTER_CACHED_USERS): more reads.",
+)
 STAGE_USERS = _gauge(
-    "perennial_segmenter_stage_users", "Users of this process's shards by stage, as the pack names them.", "", "stage"
+    "perennial_segmenter_stage_users",
+    "Users of this process's shards by stage, as the pack names them.",
+    "A jump: new rules, a release of the app, or history that was imported.",
+    "stage",
 )
 ACTIVITY_USERS = _gauge(
-    "perennial_segmenter_activity_users", "Users of this process's shards by activity.", "", "activity"
+    "perennial_segmenter_activity_users",
+    "Users of this process's shards by activity.",
+    "new or active falling: fewer events come; see the gateway.",
+    "activity",
+)
+SEGMENT_USERS = _gauge(
+    "perennial_segmenter_segment_users",
+    "Users of this process's shards by segment of the pack.",
+    "A jump: new rules, or the signal behind the segment stopped or came twice.",
+    "segment",
 )
 # notifier
 MESSAGES = _counter(
@@ -179,7 +217,9 @@ WAITING = _gauge(
     "Growing: the provider is slow or refuses, or sending is stopped.",
 )
 IN_FLIGHT = _gauge(
-    "perennial_notifier_calls_in_flight", "Calls to the provider under way.", "At its bound: the provider is slow."
+    "perennial_notifier_calls_in_flight",
+    "Calls to the provider under way.",
+    "At its bound (PERENNIAL_NOTIFIER_CONCURRENT_SENDS): the provider is slow.",
 )
 SENDING = _gauge(
     "perennial_notifier_sending", "0 while all sending is stopped (`POST /v1/kill`), else 1.", "0: somebody stopped it."
@@ -196,7 +236,12 @@ FEED_AGE = _gauge(
     "Growing while the segmenter's watermark is young: the notifier is behind, or the relay.",
 )
 SEND_SECONDS = _histogram("perennial_notifier_send_seconds", "Time of one call to the provider.", "Rising: provider.")
-ALERTS = _counter("perennial_notifier_alerts_total", "Weather alerts by verdict.", "", "verdict")
+ALERTS = _counter(
+    "perennial_notifier_alerts_total",
+    "Weather alerts by verdict.",
+    "None for hours: whoever posts the feed has stopped.",
+    "verdict",
+)
 FORECASTS = _counter(
     "perennial_notifier_forecasts_total",
     "Forecasts that were posted: kept, or over when they came.",
@@ -215,6 +260,11 @@ CITIES_WITHOUT_FORECAST = _counter(
     "Cities with users that a campaign left out at a moment of its schedule, for no forecast held there.",
     "Rising: forecasts are missing or late.",
 )
+OPEN_PAGES = _gauge(
+    "perennial_notifier_open_pages",
+    "Audiences of alerts, by shard, that are not planned to their end; as last looked, 64 at most.",
+    "Above zero for long: see the feed's age, and the transaction time.",
+)
 
 # every service with an API
 API_REQUESTS = _counter(
@@ -227,6 +277,17 @@ API_REQUESTS = _counter(
 API_SECONDS = _histogram(
     "perennial_api_request_seconds", "Time of an API call.", "Rising: Postgres.", "service", buckets=_FAST
 )
+
+
+class Told(Collector):
+    """What the process of one service tells. Every process has all metrics; those named after another service stand
+    at zero in it, and would say that it does not send, or is not behind."""
+
+    def __init__(self, service: str) -> None:
+        self._others = tuple(f"perennial_{other}_" for other in SERVICES if other != service)
+
+    def collect(self) -> Iterable[Metric]:
+        return (metric for metric in REGISTRY.collect() if not metric.name.startswith(self._others))
 
 
 def begin(service: str) -> None:

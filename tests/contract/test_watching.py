@@ -12,7 +12,7 @@ import yaml
 
 from services.local.home import OFFSETS
 from shared.process.metrics import DECLARED
-from tests.support.prometheus import DASHBOARD, JOBS, ROOT, SHIPPED, dashboard, promtool, queries
+from tests.support.prometheus import DASHBOARD, JOBS, ROOT, SHIPPED, dashboard, hastened, promtool, queries
 
 RULES: list[dict[str, Any]] = yaml.safe_load((SHIPPED / "rules.yml").read_text())["groups"][0]["rules"]
 CASES: dict[str, Any] = yaml.safe_load((SHIPPED / "rules_test.yml").read_text())
@@ -26,8 +26,10 @@ def known() -> dict[str, set[str]]:
     """Labels by the name of every series the services tell."""
     found: dict[str, set[str]] = {
         "up": set(),
+        "ALERTS": {"alertname", "alertstate"},
         "process_cpu_seconds_total": set(),
         "process_resident_memory_bytes": set(),
+        "process_start_time_seconds": set(),
     }
     for metric in DECLARED:
         ends = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
@@ -38,6 +40,20 @@ def known() -> dict[str, set[str]]:
 def test_the_alerts_fire_when_they_must_and_only_then() -> None:
     done = promtool("test", "rules", SHIPPED / "rules_test.yml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hastened_rules_differ_in_their_times_alone(tmp_path: Path) -> None:
+    """Otherwise the alerts seen firing in the tests would be others than those shipped."""
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(hastened(20)))
+    done = promtool("check", "rules", tmp_path / "rules.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    spans = {"1m": "3000ms", "2m": "6000ms", "5m": "15000ms", "15m": "45000ms"}
+    for rule, fast in zip(RULES, hastened(20)["groups"][0]["rules"], strict=True):
+        told = re.sub(r"\[(\w+)\]", lambda found: f"[{spans[found[1]]}]", rule["expr"])
+        assert fast["expr"] == told.replace("_seconds) > 120\n", "_seconds) > 6\n").replace(
+            "_seconds) > 180\n", "_seconds) > 9\n"
+        )
+        assert fast.get("for") == spans.get(rule.get("for", ""))
 
 
 @pytest.mark.parametrize("name", ["prometheus.yml", "local.yml"])
@@ -76,7 +92,7 @@ def test_every_expression_of_the_dashboard_parses(tmp_path: Path) -> None:
 def test_only_metrics_and_labels_that_exist_are_asked_for(where: str, expression: str) -> None:
     """A metric that was renamed would leave an alert that never fires and a panel that stays empty."""
     series = known()
-    named = set(re.findall(r"\b(?:perennial|process)_\w+|\bup\b", expression))
+    named = set(re.findall(r"\b(?:perennial|process)_\w+|\bup\b|\bALERTS\b", expression))
     assert named, where
     assert named <= set(series)
     asked = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression))

@@ -1,9 +1,14 @@
-"""How a test runs a real Prometheus on the shipped configuration, and asks it."""
+"""How a test runs a real Prometheus on the shipped configuration, and asks it.
+
+The shipped rules wait for minutes. `hastened` is a copy of them in which every time is divided by one number: the spans
+that expressions look back over, the ages they compare, and `for`. Shares and counts stay as they are.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
@@ -64,6 +69,23 @@ def configuration(targets: Mapping[str, str], every: str = "1s") -> dict[str, An
     return found
 
 
+def hastened(times: int) -> dict[str, Any]:
+    """The shipped rules, that many times as fast; what they find carries the label `hastened`."""
+    found: dict[str, Any] = yaml.safe_load((SHIPPED / "rules.yml").read_text())
+    for rule in found["groups"][0]["rules"]:
+        looked = re.sub(r"\[(\d+)m\]", lambda m: f"[{_hastened(m[1], times)}]", rule["expr"])
+        rule["expr"] = re.sub(r"(_age_seconds\) > )(\d+)", lambda m: f"{m[1]}{int(m[2]) / times:g}", looked)
+        if "for" in rule:
+            rule["for"] = _hastened(rule["for"].removesuffix("m"), times)
+        rule["labels"]["hastened"] = str(times)
+    found["groups"][0]["name"] += " hastened"
+    return found
+
+
+def _hastened(minutes: str, times: int) -> str:
+    return f"{int(minutes) * 60_000 // times}ms"
+
+
 class Prometheus:
     """A running Prometheus."""
 
@@ -85,13 +107,24 @@ class Prometheus:
         found = await self.query(expression)
         return float(found[0]["value"][1]) if found else 0.0
 
+    async def firing(self, *, hastened: bool) -> dict[str, list[dict[str, str]]]:
+        """The labels of what fires now, by alert; of the hastened rules or of the shipped ones."""
+        which = "!=" if hastened else "="
+        found: dict[str, list[dict[str, str]]] = {}
+        for one in await self.query(f'ALERTS{{alertstate="firing", hastened{which}""}}'):
+            found.setdefault(one["metric"]["alertname"], []).append(one["metric"])
+        return found
+
 
 @asynccontextmanager
-async def running(home: Path, targets: Mapping[str, str]) -> AsyncIterator[Prometheus]:
-    """A Prometheus that asks `targets` (URL by job) every second."""
+async def running(home: Path, targets: Mapping[str, str], times: int = 20) -> AsyncIterator[Prometheus]:
+    """A Prometheus that asks `targets` (URL by job) every second, with the shipped rules and the same `hastened`."""
     home.mkdir(exist_ok=True)
-    config, port = home / "prometheus.yml", free_port()
-    config.write_text(yaml.safe_dump(configuration(targets)))
+    config, fast, port = home / "prometheus.yml", home / "hastened.yml", free_port()
+    told = configuration(targets)
+    told["rule_files"].append(str(fast))
+    fast.write_text(yaml.safe_dump(hastened(times)))
+    config.write_text(yaml.safe_dump(told))
     program = Program(
         "prometheus",
         [

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from shared.process import http
 from shared.process.http import ApiError, Health, service_app
-from shared.process.metrics import API_REQUESTS, DECLARED
+from shared.process.metrics import API_REQUESTS, DECLARED, SERVICES
 
 
 class _Time:
@@ -66,9 +66,29 @@ def test_ready_only_once_it_said_so(client: TestClient, health: Health) -> None:
     assert client.get("/readyz").status_code == 200
 
 
-def test_metrics_are_told(client: TestClient) -> None:
-    text = client.get("/metrics").text
-    assert [d.name for d in DECLARED if f"# HELP {d.name} " not in text] == []
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_tells_its_own_metrics_and_those_of_all(service: str, socket_enabled: None) -> None:
+    """All are declared in every process: told by another service, they would stand at zero, as if nothing were sent."""
+    with TestClient(service_app(service, Health())) as client:
+        text = client.get("/metrics").text
+    told = {metric.name for metric in DECLARED if f"# HELP {metric.name} " in text}
+    others = tuple(f"perennial_{other}_" for other in SERVICES if other != service)
+    assert told == {metric.name for metric in DECLARED if not metric.name.startswith(others)}
+    assert f"perennial_{service}_" in text and "process_cpu_seconds_total" in text
+
+
+def test_working_means_ready_and_going_round(client: TestClient, health: Health, moment: _Time) -> None:
+    """A process that waits for its database answers all the same; so does one with a loop that hangs."""
+
+    def working() -> bool:
+        return 'perennial_working{service="test"} 1.0' in client.get("/metrics").text
+
+    assert not working()
+    health.ready()
+    health.beat("pipeline", 30)
+    assert working()
+    moment.now += 31
+    assert not working()
 
 
 @pytest.mark.parametrize(
