@@ -13,7 +13,9 @@ from services.cli import app
 from shared.contracts.topics import SPECS
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "README.fr.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operations.md"]
+DOCUMENTS = [
+    "README.md", "README.fr.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/operations.md", "docs/app-developers.md"
+]  # fmt: skip
 
 
 def read(name: str) -> str:
