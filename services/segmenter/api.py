@@ -1,20 +1,33 @@
-"""What others may ask of users: one user, counts, cohorts, rates."""
+"""What others may ask of users: one user, counts, cohorts, rates, and how these came to be by day or month."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query
 
-from services.segmenter import queries
+from services.segmenter import queries, reports
+from services.segmenter.periods import Periods, spanned
 from shared.data.db import Pool
 from shared.data.keys import AdminKeys
 from shared.gazetteer import Gazetteer
+from shared.process.clock import Clock
 from shared.process.http import ApiError, Health, service_app
 
+_From = Annotated[str, Query(alias="from", description="first day (2026-01-31) or month (2026-01)")]
+_To = Annotated[str, Query(alias="to", description="last day or month, included; default: today")]
+_By = Annotated[str, Query(description="day or month")]
 
-def make_app(pool: Pool, gazetteer: Gazetteer, shards: int, health: Health) -> FastAPI:
+
+def make_app(pool: Pool, gazetteer: Gazetteer, shards: int, clock: Clock, health: Health) -> FastAPI:
     app = service_app("segmenter", health, version="1")
+
+    def within(first: str, last: str, by: str) -> Periods:
+        try:
+            return spanned(first, last, by, clock.now_ms())
+        except ValueError as error:
+            raise ApiError(400, "bad_period", str(error)) from None
+
     admin = [Depends(AdminKeys(pool).require)]
 
     @app.get("/v1/users/{user_id}", dependencies=admin, tags=["users"])
@@ -39,9 +52,35 @@ def make_app(pool: Pool, gazetteer: Gazetteer, shards: int, health: Health) -> F
         return await queries.tallies(pool)
 
     @app.get("/v1/rates", dependencies=admin, tags=["counts"])
-    async def rates() -> dict[str, Any]:
-        """Activation, repeat and loyal customer rates."""
-        return await queries.rates(pool)
+    async def rates(first: _From = "", last: _To = "", by: _By = "") -> dict[str, Any]:
+        """Activation, repeat and loyal customer rates: those of now, or by period (with `from`, `to` or `by`).
+
+        activation = customers / users, repeat = repeat / customers, loyal = loyal / repeat, each × 100. By period
+        (UTC), users and customers of each kind are those at its end, and `new_…` those who came to be that within it,
+        less those who ceased to be; orders and revenue are its own. An order belongs to the day it was placed: where
+        it is refunded or cancelled later, that day's counts become smaller, and whoever was a customer by it never was
+        one. An order of zero is an order.
+        """
+        if not (first or last or by):
+            return await queries.rates(pool)
+        return await reports.rates(pool, within(first, last, by))
+
+    @app.get("/v1/growth", dependencies=admin, tags=["counts"])
+    async def growth(first: _From = "", last: _To = "", by: _By = "") -> dict[str, Any]:
+        """Who was active in each period, by whether they were in the one before.
+
+        Active is who did something in it that counts as activity: new (for the first time), retained (active in the
+        period before, too) or resurrected (only in an earlier one), so active = new + retained + resurrected. Churned
+        were active in the period before and not in this one: active = active before + new + resurrected - churned.
+        In a period that is not over, churned are those not yet seen.
+        """
+        return await reports.growth(pool, within(first, last, by))
+
+    @app.get("/v1/activity", dependencies=admin, tags=["counts"])
+    async def activity(first: _From = "", last: _To = "") -> dict[str, Any]:
+        """Day by day: users active on it (`dau`), within the 7 and the 30 days that end with it (`wau`, `mau`),
+        stickiness = dau / mau × 100, sessions begun, screens seen, and screens per session (`session_depth`)."""
+        return await reports.activity(pool, within(first, last, "day"))
 
     @app.get("/v1/cohorts", dependencies=admin, tags=["counts"])
     async def cohorts(

@@ -46,7 +46,7 @@ async def run() -> int:
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
         pool = await opened_database(stack, env, clock, size=6)
-        app = make_app(pool, load_gazetteer(), env.shards, health)
+        app = make_app(pool, load_gazetteer(), env.shards, clock, health)
         supervisor.add("http", serve(app, env.bind, settings.port))
         sender = await opened(stack, Sender(env.kafka))
         log_reader = await opened(stack, LogReader(env.kafka))

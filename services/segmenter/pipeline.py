@@ -246,7 +246,7 @@ class Segmenter:
                 entry.spilled = set()
             entry.spilled.add(message_hash)
             draft.spilled.append((state.shard, user_id, hour // DAY_HOURS, message_hash))
-        draft.user(user_id, entry, before, outcome.changes, event.src)
+        draft.user(user_id, entry, before, outcome.changes, outcome.daily, event.src)
 
     async def _adopt(self, draft: Draft, version: int, at_src: int) -> None:
         """Enter a newer rules version: a tick for everyone, noticed user by user."""

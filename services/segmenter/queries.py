@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -10,7 +12,7 @@ from services.segmenter.domain.state import Hot, Shop, decode_hot, told_consents
 from services.segmenter.domain.visited import visits
 from services.segmenter.publish import change
 from shared.contracts.identifiers import shard_of
-from shared.data.db import Pool
+from shared.data.db import Connection, Pool
 from shared.data.ledger import LedgerRow
 from shared.gazetteer import Gazetteer
 from shared.process.clock import iso, iso_or_none
@@ -28,7 +30,7 @@ _TALLIES = """
 SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE kind IN ('users', 'stage', 'activity', 'segment') GROUP BY kind, name HAVING sum(users) <> 0 ORDER BY kind, name
 """
-_RATES = """
+RATES = """
 SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally WHERE kind IN ('users', 'rate', 'total')
 GROUP BY 1, 2
 """
@@ -120,10 +122,17 @@ async def timeline(pool: Pool, shards: int, user_id: str, after: int, limit: int
     return items
 
 
+@asynccontextmanager
+async def snapshot(pool: Pool) -> AsyncIterator[Connection]:
+    """What is asked through it is all of one moment."""
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        yield connection
+
+
 async def tallies(pool: Pool) -> dict[str, Any]:
     """Exact counts, all of one moment, and the watermark up to which they are complete."""
     found: dict[str, Any] = {"users": 0, "stage": {}, "activity": {}, "segment": {}}
-    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+    async with snapshot(pool) as connection:
         for row in await connection.fetch(_TALLIES):
             if row["kind"] == "users":
                 found["users"] = row["users"]
@@ -136,23 +145,28 @@ async def tallies(pool: Pool) -> dict[str, Any]:
 
 async def rates(pool: Pool) -> dict[str, Any]:
     """Seed definitions: activation, repeat and loyal customer rates, each × 100; and net orders and revenue."""
-    counted = {(row["kind"], row["name"]): row["users"] for row in await pool.fetch(_RATES)}
+    counted = {(row["kind"], row["name"]): row["users"] for row in await pool.fetch(RATES)}
     users, customers = counted.get(("users", "all"), 0), counted.get(("rate", "customer"), 0)
     repeat, loyal = counted.get(("rate", "repeat"), 0), counted.get(("rate", "loyal"), 0)
+    found = {"users": users, "customers": customers, "repeat_customers": repeat, "loyal_customers": loyal}
     return {
-        "users": users,
-        "customers": customers,
-        "repeat_customers": repeat,
-        "loyal_customers": loyal,
-        "activation_percent": _percent(customers, users),
-        "repeat_percent": _percent(repeat, customers),
-        "loyal_percent": _percent(loyal, repeat),
+        **found,
+        **percents(found),
         "orders": counted.get(("total", "orders"), 0),
         "revenue": counted.get(("total", "revenue"), 0),
     }
 
 
-def _percent(part: int, whole: int) -> float:
+def percents(of: Mapping[str, int]) -> dict[str, float]:
+    """The three rates of a count of users, customers, repeat and loyal customers."""
+    return {
+        "activation_percent": percent(of["customers"], of["users"]),
+        "repeat_percent": percent(of["repeat_customers"], of["customers"]),
+        "loyal_percent": percent(of["loyal_customers"], of["repeat_customers"]),
+    }
+
+
+def percent(part: int, whole: int) -> float:
     return round(100 * part / whole, 2) if whole else 0.0
 
 

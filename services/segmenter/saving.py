@@ -23,11 +23,14 @@ async def save(connection: Connection, drafts: Collection[Draft]) -> None:
     if spilled:
         await store.save_spilled(connection, spilled)
     tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+    daily: defaultdict[tuple[str, str, int, int], int] = defaultdict(int)
     members: dict[tuple[int, int, str, str], int | None] = {}
     for draft in drafts:
         tallies.update(draft.tallies)
+        daily.update(draft.daily)
         members.update(draft.members)
     await store.add_tallies(connection, tallies)
+    await store.add_daily(connection, daily)
     if members:
         await store.move_members(connection, members)
     ticks = [tick for draft in drafts for tick in draft.ticks]

@@ -7,13 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from services.segmenter.domain.compiled import InForce
-from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Change, Cold, Hot, encode_cold, encode_hot
+from services.segmenter.domain.state import ROLES, Change, Cold, Daily, Hot, encode_cold, encode_hot
 from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
 from shared.data.shard_owner import Owner, Position
 
 HOUR_MS = 3_600_000
 DAY_HOURS = 24
-_FLAGS = ((CUSTOMER, "customer"), (REPEAT, "repeat"), (LOYAL, "loyal"))
 
 
 @dataclass(slots=True)
@@ -65,6 +64,7 @@ class Draft:
         self.dirty: dict[str, Entry] = {}
         self.new_cold: set[str] = set()
         self.tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+        self.daily: defaultdict[tuple[str, str, int, int], int] = defaultdict(int)
         self.members: dict[tuple[int, int, str, str], int | None] = {}
         self.spilled: list[tuple[int, str, int, int]] = []
         self.ticks: list[tuple[int, int, int, str, int, int]] = []
@@ -80,7 +80,9 @@ class Draft:
         payload: dict[str, object] = {"reason": reason, "message_id": message_id, "source": source}
         self._number(user_id, Change(DEAD_LETTER, payload, at, "event", message_id), src)
 
-    def user(self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], src: int) -> None:
+    def user(
+        self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], daily: list[Daily], src: int
+    ) -> None:
         """Take over what `decide` or `tick` made of a user; `entry.hot` is the user afterwards."""
         after = entry.hot
         assert after is not None
@@ -90,12 +92,15 @@ class Draft:
             tallies[shard, "users", "all"] += 1
         flags_before = before.flags if before is not None else 0
         if flags_before != after.flags:
-            for bit, name in _FLAGS:
+            for bit, name in ROLES:
                 tallies[shard, "rate", name] += bool(after.flags & bit) - bool(flags_before & bit)
         orders, revenue = (before.orders, before.revenue) if before is not None else (0, 0)
         if orders != after.orders or revenue != after.revenue:
             tallies[shard, "total", "orders"] += after.orders - orders
             tallies[shard, "total", "revenue"] += after.revenue - revenue
+        by_day = self.daily
+        for day, kind, name, by in daily:
+            by_day[kind, name, day, shard] += by
         for change in changes:
             self._number(user_id, change, src)
             self._count(user_id, change)

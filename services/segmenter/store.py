@@ -42,6 +42,11 @@ INSERT INTO segmenter.tally AS t (shard, kind, name, users)
 SELECT * FROM unnest($1::int[], $2::text[], $3::text[], $4::bigint[])
 ON CONFLICT (shard, kind, name) DO UPDATE SET users = t.users + excluded.users
 """
+_DAILY = """
+INSERT INTO segmenter.tally_day AS t (kind, name, day, shard, users)
+SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::bigint[])
+ON CONFLICT (kind, name, day, shard) DO UPDATE SET users = t.users + excluded.users
+"""
 _ENTER = """
 INSERT INTO segmenter.cohort_member SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[], $5::bigint[])
 ON CONFLICT (shard, city_id, relation, user_id) DO UPDATE SET entered_seq = excluded.entered_seq
@@ -151,6 +156,13 @@ async def add_tallies(connection: Connection, deltas: Mapping[tuple[int, str, st
     rows = sorted((*key, delta) for key, delta in deltas.items() if delta)
     if rows:
         await connection.execute(_TALLY, *map(list, zip(*rows, strict=True)))
+
+
+async def add_daily(connection: Connection, deltas: Mapping[tuple[str, str, int, int], int]) -> None:
+    """Add to the counts of days: (kind, name, day, shard) → by how much."""
+    rows = sorted((*key, delta) for key, delta in deltas.items() if delta)
+    if rows:
+        await connection.execute(_DAILY, *map(list, zip(*rows, strict=True)))
 
 
 async def counts(connection: Connection, shards: list[int]) -> list[tuple[str, str, int]]:

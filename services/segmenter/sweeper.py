@@ -91,8 +91,8 @@ class Sweeper:
     def _bring(self, draft: Draft, user_id: str, entry: Entry, as_of: int) -> None:
         assert entry.hot is not None and draft.state.rules is not None
         before = entry.hot
-        entry.hot, changes = tick(before, as_of, draft.state.rules)
-        draft.user(user_id, entry, before, changes, -1)
+        entry.hot, changes, daily = tick(before, as_of, draft.state.rules)
+        draft.user(user_id, entry, before, changes, daily, -1)
 
     @staticmethod
     def _entry(state: ShardState, user_id: str, bucket: int | None, hot: bytes) -> Entry:

@@ -16,11 +16,12 @@ def two_ticks_are_the_later_one(rules: InForce, life: Sequence[Accepted], to_a: 
     """Otherwise the state would depend on how often the sweep came by, and no refold could ever agree."""
     hot = Person(rules).all(life).state
     a = life[-1].received_at + to_a
-    once, at_once = tick(hot, a + to_b, rules)
-    first, earlier = tick(hot, a, rules)
-    second, later = tick(first, a + to_b, rules)
+    once, at_once, all_days = tick(hot, a + to_b, rules)
+    first, earlier, some_days = tick(hot, a, rules)
+    second, later, other_days = tick(first, a + to_b, rules)
     assert second == once
     assert earlier + later == at_once
+    assert some_days + other_days == all_days
 
 
 def who_notices_does_not_matter(rules: InForce, life: Sequence[Accepted], data: st.DataObject, after: int) -> None:
@@ -37,6 +38,7 @@ def who_notices_does_not_matter(rules: InForce, life: Sequence[Accepted], data: 
     swept.tick(end)
     assert swept.state == left_alone.state
     assert swept.changes == left_alone.changes
+    assert swept.daily == left_alone.daily
 
 
 def due_is_when_something_changes(rules: InForce, life: Sequence[Accepted], most: int) -> None:
@@ -45,13 +47,13 @@ def due_is_when_something_changes(rules: InForce, life: Sequence[Accepted], most
     hot = Person(rules).all(life).state
     for _ in range(most):
         if hot.due_at < 0:
-            assert tick(hot, 2**50, rules) == (hot, [])
+            assert tick(hot, 2**50, rules) == (hot, [], [])
             return
-        same, nothing = tick(hot, hot.due_at - 1, rules)
+        same, nothing, none_moved = tick(hot, hot.due_at - 1, rules)
         assert same is hot
-        assert nothing == []
+        assert (nothing, none_moved) == ([], [])
         moment = hot.due_at
-        hot, changes = tick(hot, moment, rules)
+        hot, changes, _ = tick(hot, moment, rules)
         assert changes
         assert {c.occurred_at for c in changes} == {moment}
         assert hot.due_at < 0 or hot.due_at > moment

@@ -88,6 +88,7 @@ class Miniature:
         self.users: Table = {}
         self.spilled: set[tuple[int, str, int, int]] = set()
         self.tallies: defaultdict[tuple[int, str, str], int] = defaultdict(int)
+        self.daily: defaultdict[tuple[str, str, int, int], int] = defaultdict(int)
         self.members: Table = {}
         self.ticks: list[tuple[int, int, int, str, int, int]] = []
         self.times: Table = {}
@@ -197,6 +198,9 @@ class Miniature:
                 for (s, u), row in self.users.items()
             ],
             tallies=[{"shard": s, "kind": k, "name": n, "users": c} for (s, k, n), c in self.tallies.items()],
+            tallies_by_day=[
+                {"kind": k, "name": n, "day": d, "shard": s, "users": c} for (k, n, d, s), c in self.daily.items()
+            ],
             members=[
                 {"shard": s, "city_id": c, "relation": r, "user_id": u, "entered_seq": seq}
                 for (s, c, r, u), seq in self.members.items()
@@ -209,7 +213,15 @@ class Miniature:
     def _install(self, patch: pytest.MonkeyPatch) -> None:
         for name in ("load", "load_cold", "load_spilled", "due", "walk"):
             patch.setattr(store, name, getattr(self, f"_{name}"))
-        for name in ("save_users", "save_spilled", "add_tallies", "move_members", "log_ticks", "save_times"):
+        for name in (
+            "save_users",
+            "save_spilled",
+            "add_tallies",
+            "add_daily",
+            "move_members",
+            "log_ticks",
+            "save_times",
+        ):
             patch.setattr(store, name, getattr(self, f"_{name}"))
         patch.setattr(store, "times", self._times)
         patch.setattr(store, "versions", self._versions)
@@ -267,6 +279,10 @@ class Miniature:
     async def _add_tallies(self, _: object, deltas: Mapping[tuple[int, str, str], int]) -> None:
         for key, delta in deltas.items():
             self.tallies[key] += delta
+
+    async def _add_daily(self, _: object, deltas: Mapping[tuple[str, str, int, int], int]) -> None:
+        for key, delta in deltas.items():
+            self.daily[key] += delta
 
     async def _move_members(self, _: object, moves: Mapping[Any, int | None]) -> None:
         for key, seq in moves.items():

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from shared.contracts.events import Accepted, Moved, Rejected
+from tests.support import oracle_days
 from tests.support.oracle_log import Decided
 from tests.support.oracle_person import Book, Person, Row
 from tests.support.oracle_snapshot import NO_SHOP, SHOP, Snapshot, cold, hot
@@ -134,6 +135,7 @@ class Shard:
         found += self._rows(ledger)
         found += self._dead(ledger)
         found += self._counts(snapshot)
+        found += oracle_days.compare(snapshot, self.shard, self.people.values(), self._history)
         found += self._members(snapshot, ledger)
         return found
 

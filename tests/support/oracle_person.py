@@ -7,6 +7,7 @@ it keeps a bitmap.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -71,6 +72,11 @@ class Book:
         return {signal for signal, names in self._signals.items() if name in names}
 
 
+def of_orders(least: dict[str, int]) -> bool:
+    """Whether nothing but orders decides who reaches these thresholds."""
+    return any(least.values()) and set(least) <= {"orders", "order_days", "revenue"}
+
+
 class Person:
     """A user under simulation. `rows` grows as things become true of them."""
 
@@ -88,6 +94,10 @@ class Person:
         self.visit: list[int] | None = None  # [start, last, screens] of the present session
         self.counts = dict.fromkeys(("opens", "screens", "sessions", "active_days", "activities"), 0)
         self.days: set[int] = set()
+        self.months: set[int] = set()
+        self.visits: Counter[tuple[int, str]] = Counter()  # (day, sessions or screens)
+        self.turns: list[tuple[int, str, int]] = []  # (day, role, ±1) under rules that ask for more than orders
+        self.turned = NEVER  # the newest day on which a role turned
         self.home = 0
         self.searched: dict[int, list[int]] = {}  # city -> [count, second of the last], in order of entry
         self.added: dict[int, list[int]] = {}
@@ -116,8 +126,10 @@ class Person:
             if version.version > self.version:
                 if before is not None:
                     self._live_until(since, before)
+                self._turn(since, before, -1)
                 self.version, self.now = version.version, since
                 self._conclude(since, "rules", str(version.version), version)
+                self._turn(since, version, 1)
             before = version
         self._live_until(moment, book)
 
@@ -199,15 +211,21 @@ class Person:
     def _acts(self, at: int, moment: int, screen: bool, cause: str, book: Book) -> None:
         self.counts["activities"] += 1
         self.counts["screens"] += screen
+        day = at // DAY
+        self.visits[day, "screens"] += screen
         if self.visit is None or at > self.visit[1] + book.gap:
             self.visit = [at, at, int(screen)]
             self.counts["sessions"] += 1
+            self.visits[day, "sessions"] += 1
         elif at >= self.visit[0] - book.gap:
             self.visit = [min(self.visit[0], at), max(self.visit[1], at), self.visit[2] + screen]
-        day = at // DAY
         if day not in self.days and day > max(self.days, default=NEVER) - 64:
             self.days.add(day)
             self.counts["active_days"] += 1
+        year, number, _ = _civil(day)
+        month = year * 12 + number - 1
+        if month > max(self.months, default=month) - 62:
+            self.months.add(month)
         first = self.last_act == NEVER
         self.first_act = at if first else min(self.first_act, at)
         if at <= self.last_act:
@@ -351,13 +369,25 @@ class Person:
             if not self._reaches(stage.get("enter", {})):
                 break
             self._stage_becomes(stage["id"], at, cause_type, cause)
-        self.roles = {role for role, least in book.rates.items() if least and self._reaches(least)}
+        roles = {role for role, least in book.rates.items() if least and self._reaches(least)}
+        for role in sorted(roles ^ self.roles):
+            if cause_type == "rules":
+                self.turned = max(self.turned, at // DAY)
+            elif not of_orders(book.rates[role]):
+                self.turned = max(self.turned, at // DAY)
+                self.turns.append((self.turned, role, 1 if role in roles else -1))
+        self.roles = roles
         now = self._segments_at(self.now, book)
         for left in sorted(self.segments - now):
             self._tell("segment_exited", {"segment": left}, at, cause_type, cause)
         for came in sorted(now - self.segments):
             self._tell("segment_entered", {"segment": came}, at, cause_type, cause)
         self.segments = now
+
+    def _turn(self, since: int, book: Book | None, by: int) -> None:
+        """Rules come or go with the roles they make, as far as these are no matter of orders alone."""
+        roles = [role for role in sorted(self.roles) if book is not None and not of_orders(book.rates[role])]
+        self.turns += [(since // DAY, role, by) for role in roles]
 
     def _segments_at(self, moment: int, book: Book) -> set[str]:
         have, last = self.measures(), self.bought.last_order_at()

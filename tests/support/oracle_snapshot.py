@@ -21,7 +21,7 @@ HOT = [
     "added", "segments", "consents", "flags", "orders",
     "order_days", "revenue", "due_at", "rules_version", "ring",
     "spilled_hour", "context_digest", "first_channel", "last_channel", "assignment_id",
-    "shop",
+    "shop", "older_days", "months", "turned_day",
 ]
 SHOP = [
     "last_order_at", "online_orders", "store_orders", "pickup_orders", "views", "viewed_at", "guides", "wishlist",
@@ -58,6 +58,7 @@ class Snapshot:
     times: Rows = field(default_factory=list)
     users: Rows = field(default_factory=list)
     tallies: Rows = field(default_factory=list)
+    tallies_by_day: Rows = field(default_factory=list)
     members: Rows = field(default_factory=list)
     ledger: Rows = field(default_factory=list)
     messages: Rows = field(default_factory=list)
@@ -78,6 +79,7 @@ _QUERIES = {
     "times": "SELECT shard, watermark, last_tick, rules_version, rules_cursor FROM segmenter.shard_time",
     "users": "SELECT shard, user_id, due_bucket, rules_version, hot, cold FROM segmenter.user_state",
     "tallies": "SELECT shard, kind, name, users FROM segmenter.tally",
+    "tallies_by_day": "SELECT kind, name, day, shard, users FROM segmenter.tally_day",
     "members": "SELECT shard, city_id, relation, user_id, entered_seq FROM segmenter.cohort_member",
     "ledger": "SELECT * FROM segmenter.ledger UNION ALL SELECT * FROM segmenter.outbox ORDER BY shard, seq",
     "messages": "SELECT * FROM notifier.message",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 from services.packs import load_pack
 from services.segmenter.domain.compiled import Compiled, InForce
 from services.segmenter.domain.decide import decide, tick
-from services.segmenter.domain.state import Change, Cold, Hot
+from services.segmenter.domain.state import Change, Cold, Daily, Hot
 from shared.contracts.events import Accepted, Context
 from shared.contracts.rules import ActivityDays, Rules
 
@@ -84,6 +85,7 @@ class Person:
         self.spilled: set[int] = set()
         self.last_tick = 0
         self.changes: list[Change] = []
+        self.daily: Counter[tuple[int, str, str]] = Counter()
 
     def see(self, one: Accepted) -> list[Change]:
         outcome = decide(
@@ -94,6 +96,7 @@ class Person:
         if outcome.spilled is not None:
             self.spilled.add(outcome.spilled[0])
         self.changes += outcome.changes
+        self._count(outcome.daily)
         return outcome.changes
 
     def all(self, several: Iterable[Accepted]) -> Person:
@@ -105,9 +108,18 @@ class Person:
         self.last_tick = max(self.last_tick, as_of)
         if self.hot is None:
             return []
-        self.hot, changes = tick(self.hot, as_of, self.rules)
+        self.hot, changes, daily = tick(self.hot, as_of, self.rules)
         self.changes += changes
+        self._count(daily)
         return changes
+
+    def _count(self, daily: Iterable[Daily]) -> None:
+        for day, kind, name, by in daily:
+            self.daily[day, kind, name] += by
+
+    def by_day(self, kind: str, name: str) -> dict[int, int]:
+        """What this user adds to a count, day by day."""
+        return {day: n for (day, *of), n in sorted(self.daily.items()) if of == [kind, name] and n}
 
     @property
     def state(self) -> Hot:

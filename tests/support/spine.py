@@ -296,7 +296,13 @@ class Site:
 
     @asynccontextmanager
     async def ingest(
-        self, *, time_seconds: float = 0.1, batch: int = 5000, version: int = 1, fetch_bytes: int = 1_048_576
+        self,
+        *,
+        time_seconds: float = 0.1,
+        batch: int = 5000,
+        version: int = 1,
+        rules: Rules | None = None,
+        fetch_bytes: int = 1_048_576,
     ) -> AsyncIterator[Ingesting]:
         async with self.consumer(Topic.RAW, fetch_bytes) as consumer:
             running = Ingesting()
@@ -311,7 +317,7 @@ class Site:
                 batch_records=batch,
                 time_seconds=time_seconds,
             )
-            running.pipeline.use_rules(version, Intake(weather(), self.gazetteer, SHARDS))
+            running.pipeline.use_rules(version, Intake(rules or weather(), self.gazetteer, SHARDS))
             running.add(running.pipeline.run())
             try:
                 yield running

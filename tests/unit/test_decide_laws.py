@@ -245,16 +245,18 @@ def test_rules_entered_in_turn_are_the_rules_ticked_at_each(life: list[Accepted]
     s3 = s2 + gaps[1]
     versions = [(0, weather()), (s2, SECOND), (s3, THIRD)]
     hot = Person(in_force(versions[0])).all(life).state
-    step, told = hot, []
+    step, told, days = hot, [], []
     for count, (since, _) in enumerate(versions[1:], 2):
         # entering a version is time reaching the moment of it, and then the version
-        step, reached = tick(step, since, in_force(*versions[: count - 1]))
-        step, entered = tick(step, since, in_force(*versions[:count]))
+        step, reached, moved_then = tick(step, since, in_force(*versions[: count - 1]))
+        step, entered, moved_there = tick(step, since, in_force(*versions[:count]))
         told += reached + entered
-    step, rest = tick(step, s3 + 200 * DAY, in_force(*versions))
-    lazily, at_once = tick(hot, s3 + 200 * DAY, in_force(*versions))
+        days += moved_then + moved_there
+    step, rest, moved = tick(step, s3 + 200 * DAY, in_force(*versions))
+    lazily, at_once, all_moved = tick(hot, s3 + 200 * DAY, in_force(*versions))
     assert lazily == step
     assert at_once == told + rest
+    assert all_moved == days + moved
     assert lazily.rules_version == 3
 
 

@@ -15,7 +15,7 @@ import pytest
 from services.packs import load_pack
 from services.segmenter import loading, pipeline
 from services.segmenter.domain import dedup
-from services.segmenter.domain.state import Change
+from services.segmenter.domain.state import Change, Daily
 from services.segmenter.shard import Draft
 from services.segmenter.sweeper import Sweeper
 from shared.contracts.rules import Campaign, EventTrigger, Rules, Segment, Template, Viewed
@@ -144,17 +144,33 @@ def test_moments_are_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(row.kind == "moment" for row in world.ledger) > 30
 
 
+@pytest.mark.parametrize("kind", ["users", "rate", "total", "visit", "active", "month"])
+def test_a_count_of_a_day_that_did_not_move_is_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = Draft.user
+
+    def wrong(
+        self: Draft, user_id: str, entry: Any, before: Any, changes: list[Change], daily: list[Daily], src: int
+    ) -> None:
+        user(self, user_id, entry, before, changes, [one for one in daily if one[1] != kind or src % 7], src)
+
+    monkeypatch.setattr(Draft, "user", wrong)
+    world = Miniature({1: shop_rules()}, monkeypatch)
+    live(world, 1, days=10, events=200, kind=ShopTraffic)
+    found = without_messages(world)
+    assert found and all(f"the count {kind} " in one for one in found), found
+
+
 @pytest.mark.parametrize("defect", ["first", "twice", "without its properties"])
 def test_a_moment_told_wrongly_is_found(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     user = Draft.user
 
-    def wrong(self: Draft, user_id: str, entry: Any, before: Any, changes: list[Change], src: int) -> None:
+    def wrong(self: Draft, user_id: str, entry: Any, before: Any, changes: list[Change], *rest: Any) -> None:
         told = [change for change in changes if change.kind == "moment"]
         others = [change for change in changes if change.kind != "moment"]
         if defect == "without its properties":
             told = [one._replace(payload=one.payload | {"properties": {}}) for one in told]
         order = [*told, *others] if defect == "first" else [*others, *told]
-        user(self, user_id, entry, before, order + told if defect == "twice" else order, src)
+        user(self, user_id, entry, before, order + told if defect == "twice" else order, *rest)
 
     monkeypatch.setattr(Draft, "user", wrong)
     world = Miniature({1: waiting_rules(1)}, monkeypatch)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from services.segmenter.domain.sessions import enter, mark_day
+from services.segmenter.domain.sessions import enter
 from services.segmenter.domain.state import Hot
 
 GAP = 30
@@ -44,22 +42,3 @@ def test_depth_is_counted_anew_in_each_session() -> None:
     for at, screens in ((100, 1), (110, 1), (115, 0), (200, 1)):
         enter(hot, at, screens, GAP)
     assert (hot.session_screens, hot.screens) == (1, 3)
-
-
-@settings(max_examples=100, deadline=None, database=None)
-@given(st.lists(st.integers(19_000, 19_200), min_size=1, max_size=60))
-def test_active_days_are_a_set_within_64_days(days: list[int]) -> None:
-    """Days of the last 64 count once each, in whatever order their uploads come."""
-    hot, counted = _hot(), 0
-    seen: set[int] = set()
-    latest = -1
-    for day in days:
-        mark_day(hot, day)
-        known = day in seen or (latest >= 0 and latest - day >= 64)
-        counted += 0 if known else 1
-        latest = max(latest, day)
-        seen = {d for d in seen | {day} if latest - d < 64}
-    assert hot.active_days == counted
-    assert hot.last_day == max(days)
-    assert {hot.last_day - n for n in range(64) if hot.bitmap >> n & 1} == seen
-    assert hot.bitmap < 2**64

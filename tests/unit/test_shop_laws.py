@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from services.segmenter.domain.decide import tick
 from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Shop, decode_hot, encode_hot
 from shared.contracts.events import Accepted, Context, Device
-from shared.contracts.rules import Rules, Segment, Viewed
-from tests.support import laws, oracle_person
+from shared.contracts.rules import Rates, Rules, Segment, Viewed
+from tests.support import laws, oracle_days, oracle_person
 from tests.support.oracle_fold import ROLES
 from tests.support.people import DAY, HOUR, MINUTE, T0, Person, event, in_force, shop
 
@@ -30,6 +30,10 @@ OTHER = msgspec.structs.replace(
         Segment("thrifty", "Small orders", least={"orders": 1}, most={"average_order": 700, "score": 5}),
     ],
 )
+MIXED = msgspec.structs.replace(
+    shop(), rates=Rates({"orders": 1, "views": 1}, {"orders": 2, "revenue": 900}, {"order_days": 2})
+)
+PLAIN = msgspec.structs.replace(shop(), rates=Rates({"order_days": 2}, {"revenue": 1}, {"cities": 1}))
 BOTH: dict[str, Rules] = {"shipped": shop(), "other": OTHER}
 STEPS = st.sampled_from([0, 1, MINUTE, HOUR, DAY, 2 * DAY, 3 * DAY, 7 * DAY, 20 * DAY, 60 * DAY, 90 * DAY, 200 * DAY])
 LATENESS = st.sampled_from([0, 0, 0, 1, HOUR, 2 * DAY, 3 * DAY, 7 * DAY, 30 * DAY, 100 * DAY])
@@ -77,6 +81,7 @@ class Judge:
     """The oracle's person beside the product's, over the same life and the same ticks."""
 
     def __init__(self, *versions: tuple[int, Rules]) -> None:
+        self.versions = versions
         self.rules = in_force(*versions)
         self.person = Person(self.rules)
         books = [(since, oracle_person.Book(n, msgspec.to_builtins(r))) for n, (since, r) in enumerate(versions, 1)]
@@ -112,6 +117,15 @@ class Judge:
         assert {role for bit, role in ROLES if hot.flags & bit} == twin.roles
         assert set(hot.segments) == twin.segments
         assert (hot.stage, hot.activity, hot.due_at) == (twin.stage, twin.pulse, twin.next_moment(self.book))
+        counted = {(kind, name, day): n for (day, kind, name), n in self.person.daily.items() if n}
+        assert counted == {key: n for key, n in oracle_days.of(twin, self.history).items() if n}
+
+    def entering(self, since: int, rules: Rules) -> Judge:
+        """The same two where the shard enters other rules at `since`."""
+        after = Judge(*self.versions, (since, rules))
+        self.person.rules = after.rules
+        after.person, after.twin = self.person, self.twin
+        return after
 
 
 @pytest.mark.parametrize("which", BOTH)
@@ -160,17 +174,29 @@ def test_rules_that_ask_for_other_spans_are_entered_at_their_moment(life: list[A
     judge = Judge((0, shop()))
     for one in life:
         judge.see(one)
-    asleep = Judge((0, shop()), (since, OTHER))
-    asleep.person.hot, asleep.person.changes = judge.person.hot, list(judge.person.changes)
-    asleep.person.cold, asleep.twin = judge.person.cold, judge.twin
-    stepped, reached = tick(asleep.person.state, since, in_force((0, shop())))
-    stepped, entered = tick(stepped, since, asleep.rules)
-    stepped, rest = tick(stepped, since + later, asleep.rules)
+    asleep = judge.entering(since, OTHER)
+    stepped, reached, _ = tick(asleep.person.state, since, in_force((0, shop())))
+    stepped, entered, _ = tick(stepped, since, asleep.rules)
+    stepped, rest, _ = tick(stepped, since + later, asleep.rules)
     told = len(asleep.person.changes)
     asleep.tick(since + later)
     assert asleep.person.state == stepped
     assert asleep.person.changes[told:] == reached + entered + rest
     asleep.agree()
+
+
+@LAW
+@given(life=lives(), data=st.data())
+def test_who_counts_since_when_survives_other_rules(life: list[Accepted], data: st.DataObject) -> None:
+    """Orders told late, cancelled and refunded before and after other thresholds came in, also for what is no order."""
+    judge = Judge((0, data.draw(st.sampled_from([shop(), MIXED]))))
+    for one in life:
+        if data.draw(st.integers(0, 3)) == 0:
+            since = max(judge.twin.now, 0)
+            judge = judge.entering(since, data.draw(st.sampled_from([shop(), MIXED, PLAIN])))
+        judge.see(one)
+    judge.tick(judge.twin.now + data.draw(STEPS))
+    judge.agree()
 
 
 @LAW

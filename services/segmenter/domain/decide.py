@@ -11,10 +11,22 @@ import copy
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from services.segmenter.domain import activity, cohorts, dedup, lifecycle, orders, profile, segments, sessions, shop
+from services.segmenter.domain import (
+    activity,
+    cohorts,
+    dedup,
+    lifecycle,
+    orders,
+    profile,
+    returns,
+    segments,
+    sessions,
+    shop,
+    standing,
+)
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
 from services.segmenter.domain.moments import moment_of
-from services.segmenter.domain.state import PURPOSES, Change, Cold, Hot, consenting
+from services.segmenter.domain.state import PURPOSES, Change, Cold, Daily, Hot, consenting
 from shared.contracts.events import Accepted
 from shared.contracts.identifiers import message_hash
 from shared.process.clock import iso
@@ -25,12 +37,13 @@ UNBORN = ""
 
 
 class Outcome(NamedTuple):
-    """The user afterwards. `cold` is None where it did not change; `spilled` are (hash, hour) of message
-    ids that left the ring too young; a duplicate changed nothing but time."""
+    """The user afterwards. `cold` is None where it did not change; `daily` is what moved among the counts of days;
+    `spilled` are (hash, hour) of message ids that left the ring too young; a duplicate changed nothing but time."""
 
     hot: Hot
     cold: Cold | None
     changes: list[Change]
+    daily: list[Daily]
     spilled: tuple[int, int] | None
     duplicate: bool
 
@@ -42,25 +55,27 @@ def needs_cold(hot: Hot | None, event: Accepted, rules: Compiled | None) -> bool
     return event.context is not None and (hot is None or profile.digest(event.context) != hot.context_digest)
 
 
-def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change]]:
-    """The user at `as_of` under the shard's rules, if nothing else happened; the same object if nothing
-    changed. A newer rules version is entered at the moment the shard did, however late it is noticed."""
+def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change], list[Daily]]:
+    """The user at `as_of` under the shard's rules, if nothing else happened (the same object if nothing changed), the
+    changes, and what moved among the counts of days. A newer rules version is entered at the moment the shard did,
+    however late it is noticed."""
     if hot.rules_version == rules.current.version and not 0 <= hot.due_at <= as_of:
-        return hot, []
+        return hot, [], []
     # nothing changed since the user was looked at last, for `due_at` is the first moment at which anything does
     moment = min(hot.due_at - 1, as_of) if hot.due_at >= 0 else as_of
     hot = copy.copy(hot)
     changes: list[Change] = []
+    daily: list[Daily] = []
     before: Compiled | None = None
     for since, version in rules.history:
         if version.version > hot.rules_version:
             if before is not None:
-                _advance(hot, min(moment, since), since, before, changes)
+                _advance(hot, min(moment, since), since, before, changes, daily)
             hot.rules_version, moment = version.version, since
-            _settle(hot, since, since, "rules", str(version.version), version, changes)
+            _settle(hot, since, since, "rules", str(version.version), version, changes, daily)
         before = version
-    _advance(hot, moment, as_of, rules.current, changes)
-    return hot, changes
+    _advance(hot, moment, as_of, rules.current, changes, daily)
+    return hot, changes, daily
 
 
 def decide(
@@ -73,40 +88,50 @@ def decide(
 ) -> Outcome:
     """Fold one event. `as_of`: the later of its received time and the shard's last tick. `cold` may be
     None unless `needs_cold`. `spilled`: hashes of the user's ids that left the ring within a day."""
-    changes: list[Change] = []
     if hot is None:
         at, first = event.occurred_at, rules.current.first_stage
         hot = Hot(first, at, UNBORN, at, at, at, rules_version=rules.current.version)
-        changes.append(Change("stage_changed", {"from": None, "to": first}, at, "event", event.message_id))
+        changes = [Change("stage_changed", {"from": None, "to": first}, at, "event", event.message_id)]
+        daily = [(at // DAY_MS, "users", "all", 1)]
     else:
-        hot, changes = tick(hot, as_of, rules)
+        hot, changes, daily = tick(hot, as_of, rules)
     number = message_hash(event.message_id)
     if dedup.contains(hot.ring, number) or number in spilled:
-        return Outcome(hot, None, changes, None, duplicate=True)
+        return Outcome(hot, None, changes, daily, None, duplicate=True)
     hot = copy.copy(hot)
     hot.ring, evicted = dedup.add(hot.ring, number, event.received_at // HOUR_MS)
     if evicted is not None:
         hot.spilled_hour = max(hot.spilled_hour, evicted[1])
-    changed_cold = _act(hot, cold, event, as_of, rules.current, changes)
-    _settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes)
-    _advance(hot, as_of, as_of, rules.current, changes)
+    changed_cold = _act(hot, cold, event, as_of, rules, changes, daily)
+    _settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes, daily)
+    _advance(hot, as_of, as_of, rules.current, changes, daily)
     told = rules.current.awaited.get(event.name)
     if told is not None and (moment := moment_of(event, told)) is not None:
         # the last row of its event: who waits for it finds the user as the event left them
         changes.append(moment)
-    return Outcome(hot, changed_cold, changes, evicted, duplicate=False)
+    return Outcome(hot, changed_cold, changes, daily, evicted, duplicate=False)
 
 
 def _act(
-    hot: Hot, cold: Cold | None, event: Accepted, as_of: int, rules: Compiled, changes: list[Change]
+    hot: Hot,
+    cold: Cold | None,
+    event: Accepted,
+    as_of: int,
+    in_force: InForce,
+    changes: list[Change],
+    daily: list[Daily],
 ) -> Cold | None:
     """What the event itself does; returns the cold part if it changed."""
+    rules = in_force.current
     signals, at, cause = rules.signals_of(event.name), event.occurred_at, event.message_id
-    hot.first_seen_at, hot.last_seen_at = min(hot.first_seen_at, at), max(hot.last_seen_at, at)
+    if at < hot.first_seen_at:
+        daily += [(hot.first_seen_at // DAY_MS, "users", "all", -1), (at // DAY_MS, "users", "all", 1)]
+        hot.first_seen_at = at
+    hot.last_seen_at = max(hot.last_seen_at, at)
     # the device comes first: what follows may already be a reason to write to it
     changed_cold = _context(hot, cold, event, changes)
     if rules.is_activity(event.name, signals):
-        _be_active(hot, at, as_of, "screen" in signals, rules, changes, cause)
+        _be_active(hot, at, as_of, "screen" in signals, rules, changes, daily, cause)
     if "open" in signals:
         hot.opens += 1
     if "uninstall" in signals and at >= hot.last_activity_at:
@@ -116,7 +141,7 @@ def _act(
     if "consent" in signals:
         _consent(hot, event, changes)
     if not shop.SIGNALS.isdisjoint(signals):
-        changed_cold = shop.fold(hot, changed_cold or cold, event, signals, rules.currency) or changed_cold
+        changed_cold = shop.fold(hot, changed_cold or cold, event, signals, in_force, daily) or changed_cold
     if event.city_id is not None:
         _places(hot, event, signals, as_of, rules, changes)
     if "push_opened" in signals and isinstance(event.properties.get("message_id"), str):
@@ -140,10 +165,24 @@ def _context(hot: Hot, cold: Cold | None, event: Accepted, changes: list[Change]
     return folded if news else None
 
 
-def _be_active(hot: Hot, at: int, as_of: int, screen: bool, rules: Compiled, changes: list[Change], cause: str) -> None:
+def _be_active(
+    hot: Hot,
+    at: int,
+    as_of: int,
+    screen: bool,
+    rules: Compiled,
+    changes: list[Change],
+    daily: list[Daily],
+    cause: str,
+) -> None:
     hot.activities += 1
+    day, visits = at // DAY_MS, hot.sessions
     sessions.enter(hot, at, 1 if screen else 0, rules.gap_ms)
-    sessions.mark_day(hot, at // DAY_MS)
+    if hot.sessions != visits:
+        daily.append((day, "visit", "sessions", 1))
+    if screen:
+        daily.append((day, "visit", "screens", 1))
+    daily += returns.come(hot, day)
     first = hot.last_activity_at < 0
     hot.first_activity_at = at if first else min(hot.first_activity_at, at)
     if at <= hot.last_activity_at:
@@ -201,7 +240,7 @@ def _report(moves: list[cohorts.Move], at: int, cause_type: str, cause: str, cha
         changes.append(Change(kind, {"relation": move.relation, "city_id": move.city_id}, at, cause_type, cause))
 
 
-def _advance(hot: Hot, moment: int, as_of: int, rules: Compiled, changes: list[Change]) -> None:
+def _advance(hot: Hot, moment: int, as_of: int, rules: Compiled, changes: list[Change], daily: list[Daily]) -> None:
     """Let every moment behind `moment`, where the user stands, up to `as_of` come, in order; then note the next one."""
     while True:
         pulse = activity.next_change(hot, rules)
@@ -216,17 +255,27 @@ def _advance(hot: Hot, moment: int, as_of: int, rules: Compiled, changes: list[C
         if pulse is not None and pulse[0] == due:
             _set_activity(hot, pulse[1], due, "tick", cause, changes)
         moment = max(moment, due)
-        _settle(hot, due, moment, "tick", cause, rules, changes)
+        _settle(hot, due, moment, "tick", cause, rules, changes, daily)
 
 
 def _settle(
-    hot: Hot, at: int, moment: int, cause_type: str, cause: str, rules: Compiled, changes: list[Change]
+    hot: Hot,
+    at: int,
+    moment: int,
+    cause_type: str,
+    cause: str,
+    rules: Compiled,
+    changes: list[Change],
+    daily: list[Daily],
 ) -> None:
     """Draw the conclusions: stage, who counts as customer, segments. What happened at `at` is judged at `moment`."""
     while (to := lifecycle.next_stage(hot, rules)) is not None:
         changes.append(Change("stage_changed", {"from": hot.stage, "to": to}, at, cause_type, cause))
         hot.stage, hot.stage_at = to, at
-    hot.flags = lifecycle.flags(hot, rules)
+    flags = lifecycle.flags(hot, rules)
+    if flags != hot.flags:
+        daily += standing.turned(hot, flags, at, cause_type == "rules", rules)
+        hot.flags = flags
     now = segments.memberships(hot, moment, rules)
     if now != hot.segments:
         left = [s for s in hot.segments if s not in now]

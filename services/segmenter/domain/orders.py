@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from services.segmenter.domain.state import Cold, Order
+from services.segmenter.domain.state import Cold, Daily, Order
 from shared.contracts.events import Accepted
 from shared.contracts.identifiers import message_hash
 
@@ -103,6 +103,19 @@ def bounded(cold: Cold) -> Cold:
     forgotten_at = max([cold.forgotten_at, *(order.at for order in gone if counts(order))])
     others = sorted((order for order in cold.orders if not order.placed), key=_age)[-MAX_WAITING:]
     return replace(cold, orders=(*placed[len(gone) :], *others), forgotten_at=forgotten_at)
+
+
+def moved(before: Cold, after: Cold) -> list[Daily]:
+    """What it moves among the counts of days that `fold` made `after` of `before`: an order and what it brought in
+    belong to the day it was placed, whatever becomes of it later."""
+    now = after.orders[-1]
+    was = next((order for order in before.orders if order.number == now.number), None)
+    found = []
+    for order, by in ((was, -1), (now, 1)):
+        if order is not None and counts(order):
+            day = order.at // DAY_MS
+            found += [(day, "total", "orders", by), (day, "total", "revenue", by * net(order))]
+    return found
 
 
 def _age(order: Order) -> tuple[int, int]:

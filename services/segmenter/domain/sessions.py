@@ -20,18 +20,3 @@ def enter(hot: Hot, at: int, screens: int, gap_ms: int) -> None:
         hot.session_last_at = max(hot.session_last_at, at)
         hot.session_screens += screens
     hot.screens += screens
-
-
-def mark_day(hot: Hot, day: int) -> None:
-    """Count `day` (days since 1970) among the active days; exact within the last 64 days."""
-    if hot.last_day < 0:
-        hot.last_day, hot.bitmap, hot.active_days = day, 1, 1
-        return
-    back = hot.last_day - day
-    if back < 0:
-        hot.bitmap = ((hot.bitmap << -back) | 1) & (2**64 - 1) if -back < 64 else 1
-        hot.last_day = day
-        hot.active_days += 1
-    elif back < 64 and not hot.bitmap >> back & 1:
-        hot.bitmap |= 1 << back
-        hot.active_days += 1

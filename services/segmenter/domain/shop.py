@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from services.segmenter.domain import orders
-from services.segmenter.domain.state import Cold, Hot, Shop
+from services.segmenter.domain import orders, standing
+from services.segmenter.domain.compiled import InForce
+from services.segmenter.domain.state import Cold, Daily, Hot, Shop
 from shared.contracts.events import Accepted
 
 NEW = Shop()
@@ -25,8 +26,11 @@ SIGNALS = frozenset(_COUNTED) | orders.SIGNALS
 MOST_SCORE = 10
 
 
-def fold(hot: Hot, cold: Cold | None, event: Accepted, signals: frozenset[str], currency: str) -> Cold | None:
-    """Count the event, on a fresh copy of `hot`; the cold part if it changed. `cold` is looked at for orders only."""
+def fold(
+    hot: Hot, cold: Cold | None, event: Accepted, signals: frozenset[str], rules: InForce, daily: list[Daily]
+) -> Cold | None:
+    """Count the event, on a fresh copy of `hot`; the cold part if it changed. `cold` is looked at for orders only.
+    What is counted by day goes to `daily`."""
     shop = hot.shop or NEW
     news: dict[str, object] = {
         counter: getattr(shop, counter) + 1 for signal, counter in _COUNTED.items() if signal in signals
@@ -40,9 +44,12 @@ def fold(hot: Hot, cold: Cold | None, event: Accepted, signals: frozenset[str], 
     changed = None
     if not orders.SIGNALS.isdisjoint(signals):
         before = cold or Cold()
-        after = orders.fold(before, event, signals, currency)
+        after = orders.fold(before, event, signals, rules.current.currency)
         if after is not before:
-            news |= _ordered(hot, shop, orders.totals(before), orders.totals(after))
+            totals = orders.totals(before)
+            daily += orders.moved(before, after)
+            daily += standing.reordered(hot, before, after, totals, rules)
+            news |= _ordered(hot, shop, totals, orders.totals(after))
             changed = orders.bounded(after)
     if news:
         hot.shop = replace(shop, **news)

@@ -18,6 +18,8 @@ from shared.contracts.events import Device
 
 HOUR_MS = 3_600_000
 CUSTOMER, REPEAT, LOYAL = 1, 2, 4
+ROLES = ((CUSTOMER, "customer"), (REPEAT, "repeat"), (LOYAL, "loyal"))
+"""Flags by their names in `Rates` and among the counts."""
 MAX_DEVICES = 8
 FORM = 2
 PURPOSES = ("location", "search_history", "push")
@@ -50,8 +52,9 @@ class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     `searched` and `added` hold at most 8 cities each (see `visited`), `consents` two bits per purpose (see
     `consent`), `ring` the last 32 message ids (see `dedup`). `context_digest` tells whether an event's context
     is the one last folded into the cold part. `flags` are CUSTOMER, REPEAT, LOYAL. `bitmap`: bit n = active n
-    days before `last_day` (days since 1970). `orders`, `order_days` (distinct days) and `revenue` are net (see
-    `orders`); `shop` is None for whoever did nothing in one.
+    days before `last_day` (days since 1970); `older_days`, `months`: the days before those, and months (see
+    `returns`). `orders`, `order_days` (distinct days) and `revenue` are net (see `orders`); `shop` is None for whoever
+    did nothing in one. `turned_day`: the newest day on which a flag turned (see `standing`).
     """
 
     stage: str
@@ -90,6 +93,9 @@ class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     last_channel: str = ""
     assignment_id: str = ""
     shop: Shop | None = None
+    older_days: int = 0
+    months: int = 0
+    turned_day: int = 0
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -129,6 +135,12 @@ class Change(NamedTuple):
     occurred_at: int
     cause_type: str
     cause_id: str
+
+
+Daily = tuple[int, str, str, int]
+"""(day, kind, name, by how much): a count of a day that moved; `segmenter.tally_day` adds them up. Days are days since
+1970, UTC, and those on which things happened, not on which they were told: what a late event or a refund makes of an
+earlier day moves that day's counts. A plain tuple, for one is made for every screen."""
 
 
 def consent(consents: int, purpose: str) -> bool | None:
