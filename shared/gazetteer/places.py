@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import gzip
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from shared.gazetteer.names import FIPS_STATES, US_COUNTRIES, country_code, key, state_code
+from shared.gazetteer.names import ELSEWHERE, FIPS_STATES, NO_CITIES, US_COUNTRIES, country_code, key, state_code
 
 DATA = Path(__file__).with_name("places.tsv.gz")
 COLUMNS = (
@@ -23,6 +24,14 @@ MAX_RADIUS_KM = 4.0
 _CELL_DEGREES = 0.5
 _CELLS_AROUND = round(360 / _CELL_DEGREES)
 _KM_PER_DEGREE = 111.195
+
+
+LARGE = 500_000
+"""So many people make it likely that a city is meant by a name that means something else, too."""
+POSTAL = re.compile(r"(?<=[\s,])(?:\d{5}(?:-\d{4})?|[A-Z]\d[A-Z] ?\d[A-Z]\d)(?=\s*(?:,|$))", re.ASCII | re.IGNORECASE)
+_AIRPORT = 3
+_DIRECTIONS = {"n": "north", "s": "south", "e": "east", "w": "west"}
+_CALLED = ("city of ", "town of ", "village of ", "ville de ")
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
@@ -47,6 +56,7 @@ class Gazetteer:
         self._places: dict[int, Place] = {}
         self._own: dict[str, list[int]] = {}
         self._other: dict[str, list[int]] = {}
+        self._joined: dict[str, list[int]] = {}
         self._by_same: dict[str, list[int]] = {}
         self._cells: dict[tuple[int, int], list[tuple[float, float, float, int]]] = {}
         for place, own, other in rows:
@@ -54,6 +64,7 @@ class Gazetteer:
             self._places[city_id] = place
             for name in own:
                 self._own.setdefault(name, []).append(city_id)
+                self._joined.setdefault(name.replace(" ", ""), []).append(city_id)
             for name in other:
                 self._other.setdefault(name, []).append(city_id)
             if place.same:
@@ -102,9 +113,10 @@ class Gazetteer:
         """The city a spelling means: `NYC`, `Portland, ME`, `Ft Worth` + `Texas`; None when unknown.
 
         A state or country that is given but not known makes the city unknown: Paris, France is not
-        Paris, Texas.
+        Paris, Texas. A name without either is its most populous bearer, but not where it means something
+        else far more often: a city elsewhere, a state, an airport.
         """
-        head, *tail = [part for part in (part.strip() for part in city.split(",")) if part] or [""]
+        head, *tail = [part for part in (part.strip() for part in POSTAL.sub("", city).split(",")) if part] or [""]
         name = key(head)
         if not name:
             return None
@@ -120,30 +132,64 @@ class Gazetteer:
                 countries.add(as_country)
             elif not key(part).endswith(" county"):
                 return None
+        if not states and not self._means_a_city(head, name, alone=not countries):
+            return None
         found = self._find(name, states, countries)
         if found is None and not state and tail and len(states) == 1 and (alone := country_code(tail[-1])):
             found = self._find(name, set(), countries | {alone})
         if found is None and not states:
-            for words in (1, 2):
-                spelled = name.rsplit(" ", words)
-                if len(spelled) > words and (code := state_code(" ".join(spelled[1:]))):
-                    return self._find(spelled[0], {code}, countries)
+            found = self._with_state_behind(name, countries)
         return found
 
-    def _find(self, name: str, states: set[str], countries: set[str]) -> int | None:
-        names = (name, name.removesuffix(" city")) if name.endswith(" city") else (name, name + " city")
-        for spelled in names:
-            for index in (self._own, self._other):
-                for city_id in index.get(spelled, ()):
-                    place = self._places[city_id]
-                    if states and states != {place.state}:
-                        continue
-                    if countries and not all(
-                        c == place.country or (c == "US" and place.country in US_COUNTRIES) for c in countries
-                    ):
-                        continue
-                    return city_id
+    def _means_a_city(self, head: str, name: str, alone: bool) -> bool:
+        """Whether a name without a state is taken for a city at all."""
+        if alone and (name in ELSEWHERE or name in NO_CITIES):
+            return False
+        least = LARGE if state_code(name) else 0
+        if alone and len(head) == _AIRPORT and head.isalpha() and head.isupper():
+            least = max(least, LARGE // 5)
+        return not least or any(self._places[city_id].population >= least for city_id in self._named(name))
+
+    def _with_state_behind(self, name: str, countries: set[str]) -> int | None:
+        """`portland me`, `chicago il usa`: what no comma sets apart."""
+        words = name.split()
+        for count in range(1, min(4, len(words))):
+            if code := state_code(" ".join(words[-count:])):
+                return self._find(" ".join(words[:-count]), {code}, countries, whole=True)
+        for count in range(1, min(5, len(words))):
+            if code := country_code(" ".join(words[-count:])):
+                before = " ".join(words[:-count])
+                found = self._find(before, set(), countries | {code}, whole=True)
+                return self._with_state_behind(before, countries | {code}) if found is None else found
         return None
+
+    def _find(self, name: str, states: set[str], countries: set[str], whole: bool = False) -> int | None:
+        """The most populous city of a name within these states and countries; `City` may be missing or too much, unless
+        the name has to be taken as a `whole`."""
+        for spelled in _spellings(name):
+            loose = spelled.removesuffix(" city") if spelled.endswith(" city") else spelled + " city"
+            for city_id in self._named(spelled):
+                if self._lies_in(city_id, states, countries):
+                    return city_id
+            for city_id in self._named(loose) if not whole else ():
+                large = states or self._places[city_id].population >= LARGE
+                if large and self._lies_in(city_id, states, countries):
+                    return city_id
+        for city_id in self._joined.get(name.replace(" ", ""), ()):
+            if self._lies_in(city_id, states, countries):
+                return city_id
+        return None
+
+    def _named(self, name: str) -> Iterator[int]:
+        """Cities of their own name first, then those that are also called so."""
+        yield from self._own.get(name, ())
+        yield from self._other.get(name, ())
+
+    def _lies_in(self, city_id: int, states: set[str], countries: set[str]) -> bool:
+        place = self._places[city_id]
+        return (not states or states == {place.state}) and all(
+            country == place.country or (country == "US" and place.country in US_COUNTRIES) for country in countries
+        )
 
     def nearest(self, lat: float, lon: float) -> int | None:
         """The city a point lies in or next to; None when no centre is within 50 km, or the point is impossible.
@@ -172,6 +218,16 @@ class Gazetteer:
                     if flat <= REACH_KM and flat - radius < best_km:
                         best, best_km = city_id, flat - radius
         return best
+
+
+def _spellings(name: str) -> Iterator[str]:
+    yield name
+    first, _, rest = name.partition(" ")
+    if rest and first in _DIRECTIONS:
+        yield f"{_DIRECTIONS[first]} {rest}"
+    for called in _CALLED:
+        if name.startswith(called):
+            yield name.removeprefix(called)
 
 
 def distance_km(lat_a: float, lon_a: float, lat_b: float, lon_b: float) -> float:
