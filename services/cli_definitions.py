@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.cli_common import DEFAULT_HOME, HomeOption, Target, command, say
+from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command, say
 from services.local import definitions
 from services.local import keys as key_store
 from services.local.database import connected
@@ -18,6 +19,7 @@ from services.local.home import Home
 from services.local.program import LocalError
 from services.packs import available, diff
 from shared.contracts.topics import Names
+from shared.data.keys import SCOPES
 from shared.process.clock import iso, parse_instant, write_clock
 
 SETTINGS_MODULES = (
@@ -101,21 +103,69 @@ async def roll_back(
 async def create_key(
     kind: Annotated[Literal["write", "admin"], typer.Argument(help="What the key allows.")],
     source: Annotated[str, typer.Argument(help="Who will use it; named in events and logs.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What an admin key allows: read, write, privacy. Repeatable; by default all.", show_default=False
+        ),
+    ] = None,
+    events_per_second: Annotated[
+        int | None, typer.Option(min=1, help="What a write key may post to each gateway.", show_default="no limit")
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
+    scopes = scope or list(SCOPES)
+    if wrong := sorted(set(scopes) - set(SCOPES)):
+        raise LocalError(f"there is no scope {wrong[0]!r}; the scopes are {', '.join(SCOPES)}")
+    if scope and kind == "write":
+        raise LocalError("a write key has no scopes: it posts events and nothing else")
+    if events_per_second and kind == "admin":
+        raise LocalError("only a write key is limited in events a second")
     async with Target(home).database() as connection:
-        typer.echo(await key_store.create(connection, kind, source))
+        made = await key_store.create(connection, kind, source, scopes=scopes, events_per_second=events_per_second)
+    typer.echo(made)
 
 
 @keys.command("list")
 @command
-async def list_keys(home: HomeOption = DEFAULT_HOME) -> None:
-    """List the keys' sources; keys themselves are not kept."""
+async def list_keys(home: HomeOption = DEFAULT_HOME, as_json: JsonOption = False) -> None:
+    """List the keys by source, and what they were used for; keys themselves are not kept."""
     async with Target(home).database() as connection:
-        for row in await connection.fetch("SELECT * FROM control.key ORDER BY created_at"):
-            state = f"revoked {row['revoked_at']:%Y-%m-%dT%H:%M:%SZ}" if row["revoked_at"] else "valid"
-            typer.echo(f"{row['kind']:<6} {row['source']:<24} {state:<30} sha256 {row['sha256'][:12]}…")
+        found = await key_store.listed(connection)
+    if as_json:
+        typer.echo(json.dumps({"items": [key_store.shown(row) for row in found], "next": None}, indent=2))
+        return
+    for row in found:
+        typer.echo(key_store.line(row))
+
+
+@keys.command("rotate")
+@command
+async def rotate_key(
+    source: Annotated[str, typer.Argument(help="The source named at its creation.")],
+    overlap: Annotated[
+        str, typer.Option(help="How long the older key works on: 30m, 24h, 7d; 0 for not at all.")
+    ] = "24h",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make a key that takes an older one's place, and print it, once. Scopes and limit stay as they are."""
+    target = Target(home)
+    async with target.database() as connection:
+        typer.echo(await key_store.rotate(connection, source, key_store.span(overlap), target.home.keys_file))
+
+
+@keys.command("limit")
+@command
+async def limit_key(
+    source: Annotated[str, typer.Argument(help="The source named at its creation.")],
+    events_per_second: Annotated[int, typer.Argument(min=0, help="What it may post to each gateway; 0: no limit.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Bound what the write keys of a source may post; gateways notice within seconds."""
+    async with Target(home).database() as connection:
+        await key_store.limit(connection, source, events_per_second or None)
+    typer.echo(f"{source}: {events_per_second or 'any number of'} events a second")
 
 
 @keys.command("revoke")
@@ -123,7 +173,7 @@ async def list_keys(home: HomeOption = DEFAULT_HOME) -> None:
 async def revoke_key(
     source: Annotated[str, typer.Argument(help="The source named at its creation.")], home: HomeOption = DEFAULT_HOME
 ) -> None:
-    """Make a key invalid; services notice within seconds."""
+    """Make every key of a source invalid; services notice within seconds."""
     async with Target(home).database() as connection:
         await key_store.revoke(connection, source)
     typer.echo(f"{source}: revoked")

@@ -68,6 +68,17 @@ GATEWAY_BYTES_BOUND = _gauge(
 GATEWAY_BROKER_AWAY = _gauge(
     "perennial_gateway_broker_away", "1 while the broker cannot be written to, else 0.", "1: posts are answered 503."
 )
+GATEWAY_LIMITED = _counter(
+    "perennial_gateway_limited_total",
+    "Requests answered 429 for their key: above its rate, or most of its events are rejected (rejects).",
+    "rate: raise the key's limit, or look at the app. rejects: `perennial dlq stats`.",
+    "reason",
+)
+GATEWAY_THROTTLED = _gauge(
+    "perennial_gateway_throttled_sources",
+    "Sources whose keys are throttled, since most of their events are rejected.",
+    "Above zero: `perennial dlq stats` says which, and why.",
+)
 # ingest
 INGEST_DECISIONS = _counter(
     "perennial_ingest_decisions_total",

@@ -15,9 +15,10 @@ from aiokafka.partitioner import murmur2
 
 from services.ingest.gateway.app import make_app
 from services.ingest.gateway.collector import Collector
-from services.ingest.gateway.keys import KeyBook
+from services.ingest.gateway.keys import KeyBook, KeyFacts
 from services.ingest.gateway.settings import GatewaySettings
 from services.ingest.gateway.tracking import CALLS, Tracking
+from shared.data.keys import key_hash
 from shared.kafka.sender import Record, SendFailed
 from shared.process.clock import Clock
 from shared.process.http import Health
@@ -82,6 +83,7 @@ class Client:
             **({"content-length": str(len(body))} if parts == 1 else {}),
             **(headers or {}),
         }
+        path, _, query = path.partition("?")
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -90,7 +92,7 @@ class Client:
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "root_path": "",
             "server": ("events.example", 80),
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
@@ -359,14 +361,88 @@ async def test_without_known_keys_nobody_is_told_theirs_is_wrong(client: Client)
     assert (await client.call("GET", "/v1/projects/demo/settings")).status == 503
 
 
-async def test_preflight_methods_and_unknown_paths(client: Client) -> None:
-    preflight = await client.call("OPTIONS", "/v1/batch", headers={"origin": "https://shop.example"})
-    assert preflight.status == 204
-    # analytics-next sends these; a browser holds back a post with any that is not allowed, so its retries
-    allowed = preflight.headers["access-control-allow-headers"].split(", ")
-    assert {"authorization", "content-type", "x-retry-count"} <= set(allowed)
-    got = await client.call("GET", "/v1/track")
-    assert (got.status, got.code, got.headers["allow"]) == (405, "method_not_allowed", "POST, OPTIONS")
+async def test_a_browser_may_send_what_its_sdk_sends(client: Client) -> None:
+    """analytics-next names the number of its retries in a header of its own: refused at the preflight, none would arrive."""
+    plain = await client.call("OPTIONS", "/v1/batch")
+    assert plain.status == 204
+    assert "authorization" in plain.headers["access-control-allow-headers"]
+    asked = {"origin": "https://shop.example", "access-control-request-headers": "content-type,x-retry-count,x-new"}
+    told = (await client.call("OPTIONS", "/v1/b", headers=asked)).headers
+    assert told["access-control-allow-headers"] == "content-type,x-retry-count,x-new"
+    assert told["access-control-allow-origin"] == "https://shop.example"
+    assert told["access-control-allow-credentials"] == "true"
+    absurd = {**asked, "access-control-request-headers": "x" * 5000}
+    assert len((await client.call("OPTIONS", "/v1/b", headers=absurd)).headers["access-control-allow-headers"]) < 100
+
+
+async def test_a_page_may_read_every_answer(client: Client) -> None:
+    """Also one to credentials, which `sendBeacon` always sends; and when to try again."""
+    for body, status in ((TEN, 200), (b"{", 400)):
+        answer = await client.post("/v1/batch", body, origin="https://shop.example")
+        assert answer.status == status
+        assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert answer.headers["access-control-expose-headers"] == "retry-after"
+        assert answer.headers["vary"] == "origin"
+
+
+STRICT = [
+    EVENT,
+    {**EVENT, "userId": None},
+    {**EVENT, "type": "purchase"},
+    {**EVENT, "event": ""},
+    {**EVENT, "timestamp": "yesterday"},
+    {**EVENT, "properties": []},
+    {**EVENT, "context": {"device": {"token": "t", "type": "fridge"}}},
+    {**EVENT, "pad": "x" * 33_000},
+    {**EVENT, "timestamp": "1999-01-01T00:00:00Z"},
+]
+
+
+async def test_strict_names_each_event_that_will_be_rejected_and_takes_all(client: Client) -> None:
+    """The answer foretells the reasons of the dead letters; what depends on the rules, as the last one's age, it leaves out."""
+    body = json.dumps({"batch": STRICT}).encode()
+    plain = await client.post("/v1/batch", body)
+    strict = await client.post("/v1/batch?strict=1", body)
+    assert (plain.status, plain.body, strict.status) == (200, b'{"success": true}', 200)
+    told = json.loads(strict.body)
+    assert told["success"] is True
+    assert [(r["index"], r["reason"]) for r in told["rejected"]] == [
+        (1, "missing_id"),
+        (2, "unknown_type"),
+        (3, "missing_event"),
+        (4, "bad_timestamp"),
+        (5, "invalid_field:properties"),
+        (6, "invalid_property:context.device.type"),
+        (7, "too_large"),
+    ]
+    assert {r["message_id"] for r in told["rejected"]} == {"m-1"}
+    assert len(client.outlet.taken) == 2 * len(STRICT)
+
+
+async def test_strict_about_one_event(client: Client) -> None:
+    good = await client.post("/v1/track?strict=1", ONE)
+    assert json.loads(good.body) == {"success": True, "rejected": []}
+    late = ONE[:-1] + b',"timestamp":"soon"}'
+    told = json.loads((await client.post("/v1/track?strict=1", late)).body)
+    assert [(r["index"], r["reason"]) for r in told["rejected"]] == [(0, "bad_timestamp")]
+
+
+async def test_a_key_over_its_rate_is_429_and_leaves_the_others_alone(client: Client) -> None:
+    client.keys.replace({key_hash("demo"): KeyFacts("app", 4), key_hash("free"): KeyFacts("other")})
+    assert (await client.post("/v1/batch", TEN)).status == 200
+    refused = await client.post("/v1/batch", TEN)
+    assert (refused.status, refused.code) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 3
+    assert client.collector._budget.used == 0 and len(client.outlet.taken) == 10
+    assert (await client.post("/v1/batch", TEN, authorization="Bearer free")).status == 200
+    assert client.keys.used() == {key_hash("demo"): (10, 1), key_hash("free"): (10, 0)}
+
+
+async def test_methods_and_unknown_paths(client: Client) -> None:
+    for method in ("GET", "HEAD", "PUT", "DELETE"):
+        got = await client.call(method, "/v1/track")
+        assert (got.status, got.code, got.headers["allow"]) == (405, "method_not_allowed", "POST, OPTIONS")
     assert (await client.call("POST", "/v1/nothing")).status == 404
 
 
@@ -375,6 +451,7 @@ async def test_the_settings_call_of_mobile_sdks(client: Client) -> None:
     assert answer.status == 200
     integration = json.loads(answer.body)["integrations"]["Segment.io"]
     assert integration == {"apiKey": "demo", "apiHost": "events.example/v1"}
+    assert json.loads(answer.body)["metrics"] == {"sampleRate": 0}, "SDKs tell Segment about themselves otherwise"
     assert (await client.call("GET", "/v1/projects/other/settings")).status == 404
 
 

@@ -20,7 +20,7 @@ from tests.support.installation import Rig, installed
 HERE = Path(__file__).parent
 APACHE = pytest.param("apache", marks=pytest.mark.kafka)
 BROKERS = ["embedded", APACHE]
-TWICE = {"test_crashes.py", "test_input.py", "test_replaced_log.py", "test_takeover.py"}
+TWICE = {"test_crashes.py", "test_input.py", "test_replaced_log.py", "test_sdks.py", "test_takeover.py"}
 """What every run does on the embedded broker; `make faults` does it on Apache Kafka, too."""
 
 

@@ -40,9 +40,9 @@ class Gateway:
     def __init__(self, process: asyncio.subprocess.Process, url: str, session: aiohttp.ClientSession) -> None:
         self.process, self.url, self.session = process, url, session
 
-    async def post(self, path: str, body: Any, **options: Any) -> tuple[int, dict[str, Any]]:
+    async def post(self, path: str, body: Any, auth: bool = True) -> tuple[int, dict[str, Any]]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.session.post(f"{self.url}{path}", data=data, headers=AUTH, **options) as answer:
+        async with self.session.post(f"{self.url}{path}", data=data, headers=AUTH if auth else {}) as answer:
             return answer.status, await answer.json()
 
     async def until(self, status: int, path: str = "/readyz", seconds: float = 20) -> str:

@@ -23,6 +23,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.local import children
+from services.local.apache import ApacheKafka
 from services.local.home import is_free
 from services.local.program import Program
 from services.local.up import SERVICES, Installation, Options, running
@@ -200,6 +201,25 @@ class Rig:
         program.env["URL"] = f"http://127.0.0.1:{port}"
         return program
 
+    @asynccontextmanager
+    async def no_broker(self) -> AsyncIterator[None]:
+        """Apache Kafka ended orderly, and started again on its log behind the block."""
+        broker = self.installation.broker
+        assert isinstance(broker, ApacheKafka), "the embedded broker would come back empty"
+        start, away = broker.start, asyncio.Event()
+
+        async def later() -> str:
+            await away.wait()
+            return await start()
+
+        broker.start = later  # type: ignore[method-assign]
+        try:
+            await broker.stop()
+            yield
+        finally:
+            away.set()
+            broker.start = start  # type: ignore[method-assign]
+
     async def owned(self, service: str, *urls: str, seconds: float = 45) -> None:
         """Wait until what the processes at `urls` own adds up to every shard, each owning some."""
 
@@ -262,6 +282,14 @@ class Rig:
                 pass
             await asyncio.sleep(0.25)
         raise AssertionError("the notifier took no alert")
+
+    async def user(self, user_id: str) -> dict[str, Any]:
+        """Where a user stands, as the read API tells it."""
+        admin = {"Authorization": f"Bearer {self.status['admin_key']}"}
+        async with self._http.get(f"{self.status['segmenter']}/v1/users/{user_id}", headers=admin) as answer:
+            assert answer.status == 200, f"{answer.status}: {await answer.text()}"
+            found: dict[str, Any] = await answer.json()
+            return found
 
     async def metric(self, url: str, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`, as a process at `url` tells it."""

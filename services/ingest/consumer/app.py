@@ -32,6 +32,16 @@ from shared.process.supervisor import Supervisor
 
 log = logging.getLogger("perennial.ingest")
 _POLL_SECONDS = 2.0
+_MOST_SOURCES = 1000
+"""Whoever writes to raw without a gateway may name as many sources as they like."""
+_TELL_SOURCES = """
+INSERT INTO control.source_verdict (source, minute, accepted, rejected)
+SELECT source, extract(epoch FROM now())::bigint / 60, accepted, rejected
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS told (source, accepted, rejected)
+ON CONFLICT (source, minute) DO UPDATE SET accepted = source_verdict.accepted + excluded.accepted,
+    rejected = source_verdict.rejected + excluded.rejected
+"""
+_FORGET_SOURCES = "DELETE FROM control.source_verdict WHERE minute < extract(epoch FROM now())::bigint / 60 - 1440"
 
 
 async def run() -> int:
@@ -101,6 +111,7 @@ class _Definitions:
             try:
                 await self.refresh()
                 await self._repairs()
+                await self._tell_sources()
             except Transient as error:
                 log.warning("%s", error)
 
@@ -114,6 +125,21 @@ class _Definitions:
         if version != self._in_use:
             self._pipeline.use_rules(version, Intake(self._book.known(version), self._gazetteer, self._shards))
             self._in_use = version
+
+    async def _tell_sources(self) -> None:
+        """Add what was decided of each source's events to `control.source_verdict`; gateways throttle by it."""
+        found = self._pipeline.by_source()
+        if self._pool is None or not found:
+            return
+        sources = sorted({source for source, _ in found if "\x00" not in source})[:_MOST_SOURCES]
+        try:
+            await self._pool.execute(
+                _TELL_SOURCES, sources, [found[s, True] for s in sources], [found[s, False] for s in sources]
+            )
+            await self._pool.execute(_FORGET_SOURCES)
+        except Exception as error:
+            if not is_moment(error):
+                raise
 
     async def _repairs(self) -> None:
         if self._pool is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,7 @@ class Pipeline:
         self._batch_records, self._time_seconds = batch_records, time_seconds
         self._partitions: dict[int, _Partition] = {}
         self._generation = -1
+        self._by_source: Counter[tuple[str, bool]] = Counter()
         self._intake: Intake | None = None
         self._rules_version = 0
         TRANSIENT.labels("ingest")
@@ -96,6 +98,12 @@ class Pipeline:
             return False
         standing.rewinds.append(after)
         return True
+
+    def by_source(self) -> Counter[tuple[str, bool]]:
+        """How many events of each source were accepted (True) and rejected since this was last asked; roughly, for what
+        is decided again counts again."""
+        found, self._by_source = self._by_source, Counter()
+        return found
 
     async def run(self) -> None:
         """Decide for ever. Ends only by an exception: `Fatal` means that going on would lose events."""
@@ -228,6 +236,7 @@ class Pipeline:
         moved: list[tuple[int, Record]] = []
         prev, now = self._partitions[p].src, self._clock.now_ms()
         counts: dict[str, int] = {}
+        by_source = self._by_source
         for record in records:
             raw = _raw(record, now)
             digest = record_digest(record.key, record.value)
@@ -240,6 +249,7 @@ class Pipeline:
                     verdict.properties, verdict.context,
                 )  # fmt: skip
                 counts["accepted"] = counts.get("accepted", 0) + 1
+                by_source[verdict.source, True] += 1
                 key = record.key
             elif isinstance(verdict, Misplaced):
                 decision = Moved(record.offset, prev, digest, version, verdict.shard)
@@ -252,6 +262,7 @@ class Pipeline:
                     raw.received_at, verdict.source,
                 )  # fmt: skip
                 counts["rejected"] = counts.get("rejected", 0) + 1
+                by_source[verdict.source, False] += 1
                 INGEST_REJECTIONS.labels(verdict.reason.partition(":")[0]).inc()
                 key = record.key
             outgoing.append(Record(key, encode(decision)))

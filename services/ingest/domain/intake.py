@@ -18,7 +18,6 @@ from services.ingest.domain.places import UNKNOWN_PLACE, Places, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
 from shared.contracts.rules import Rules, city_events
-from shared.gazetteer import Gazetteer
 from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
@@ -106,7 +105,7 @@ class _Remembered:
 class Intake:
     """`judge` for one rules version: what is looked up per event is prepared once."""
 
-    def __init__(self, rules: Rules, gazetteer: Gazetteer, shards: int) -> None:
+    def __init__(self, rules: Rules, gazetteer: Places, shards: int) -> None:
         self._places = _Remembered(gazetteer)
         # a user's next events follow within minutes, and both are slow to find out
         self._shard_of = lru_cache(_REMEMBERED_USERS)(lambda user_id: shard_of(user_id, shards))

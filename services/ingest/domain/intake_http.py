@@ -25,11 +25,13 @@ _MAX_TEXT = 64
 
 
 class Refused(NamedTuple):
-    """The answer to a body that was not taken: HTTP status, `code` in snake case, what to do about it."""
+    """The answer to a body that was not taken: HTTP status, `code` in snake case, what to do about it, and in how many
+    seconds, where that is known."""
 
     status: int
     code: str
     message: str
+    retry_seconds: int = 0
 
 
 Event = tuple[str | None, str, str | None, bytes, bytes]

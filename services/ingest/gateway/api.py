@@ -113,7 +113,7 @@ def make_api(keys: KeyBook, health: Health) -> FastAPI:
                 "the write keys are not known yet; try again",
                 headers={"retry-after": "1"},
             )
-        if keys.source_of(key) is None:
+        if keys.by_key(key) is None:
             raise ApiError(404, "unknown_write_key", "this write key is not known, or was revoked")
         host = request.headers.get("host", request.url.netloc)
         integration = {"apiKey": key, "apiHost": f"{host}/v1"}
@@ -121,6 +121,7 @@ def make_api(keys: KeyBook, health: Health) -> FastAPI:
             "integrations": {"Segment.io": integration},
             "plan": {},
             "edgeFunction": {},
+            "metrics": {"sampleRate": 0},  # SDKs would tell their own maker how they do
         }
         return JSONResponse(answer, headers={"access-control-allow-origin": "*"})
 

@@ -16,7 +16,9 @@ from services.ingest.gateway.api import make_api
 from services.ingest.gateway.broker import Broker, Outlet
 from services.ingest.gateway.budget import Budget
 from services.ingest.gateway.collector import Collector
-from services.ingest.gateway.keys import KeyBook, PostgresKeys
+from services.ingest.gateway.connections import connections
+from services.ingest.gateway.keys import KeyBook
+from services.ingest.gateway.keys_feed import KeysFeed
 from services.ingest.gateway.records import placing
 from services.ingest.gateway.settings import GatewaySettings
 from services.ingest.gateway.tracking import Tracking
@@ -26,6 +28,8 @@ from shared.process.clock import Clock
 from shared.process.http import Health, serve
 from shared.process.settings import Installation, load
 from shared.process.supervisor import Supervisor
+
+_HEADERS_SECONDS = 5.0
 
 
 def make_app(
@@ -59,13 +63,7 @@ async def run() -> int:
     logging.getLogger("aiokafka.producer.sender").setLevel(logging.ERROR)
     health, keys, clock = Health(), KeyBook(), Clock(installation.clock)
     stack = AsyncExitStack()
-    feed = PostgresKeys(
-        keys,
-        installation.postgres,
-        Path(installation.home) / "gateway" / "keys.json",
-        settings.keys_seconds,
-        health,
-    )
+    feed = KeysFeed(keys, installation.postgres, Path(installation.home) / "gateway" / "keys.json", settings, health)
     stack.push_async_callback(feed.stop)
     feed.load_kept()
     broker = Broker(
@@ -94,7 +92,7 @@ async def run() -> int:
             app,
             installation.bind,
             settings.port,
-            http="httptools",
+            http=connections(settings.body_seconds + _HEADERS_SECONDS),
             ws="none",
             proxy_headers=False,  # nothing here looks at the client's address
             timeout_keep_alive=30,

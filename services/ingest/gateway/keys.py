@@ -1,66 +1,123 @@
-"""Whose write key this is. Keys are rows of `control.key`; here they are only known by their hash.
-
-The last good copy is kept on disk: Postgres may be away, also while the gateway starts.
-"""
+"""Whose write key this is, and how much it may post. Here keys are only known by their hash."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-import hashlib
-import logging
-import os
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping
 
-import asyncpg
 import msgspec
 
-from shared.data.db import Pool, connect_pool, is_moment
-from shared.process.errors import Transient
-from shared.process.http import Health
+from services.ingest.domain.allowance import Allowance
+from services.ingest.domain.intake_http import Refused
+from shared.data.keys import key_hash
+from shared.process.clock import monotonic
+from shared.process.metrics import GATEWAY_LIMITED, begin_each
 
-log = logging.getLogger("perennial.gateway.keys")
-
-_READ = "SELECT sha256, source FROM control.key WHERE kind = 'write' AND revoked_at IS NULL"
 _REMEMBER = 1024
-_decode_kept = msgspec.json.Decoder(dict[str, str]).decode
+_LONGEST_WAIT_SECONDS = 300
+
+
+class KeyFacts(msgspec.Struct, frozen=True):
+    """What is known of a write key; `events_per_second` None: as much as it likes."""
+
+    source: str
+    events_per_second: int | None = None
+
+
+class WriteKey:
+    """A key in force. `events` (acknowledged) and `refused` (requests) count since they were last fetched."""
+
+    __slots__ = ("_allowance", "_throttle", "events", "facts", "limited", "refused", "source")
+
+    def __init__(self, facts: KeyFacts) -> None:
+        self.facts, self.source = facts, facts.source
+        self.events = self.refused = 0
+        self._allowance = Allowance(facts.events_per_second, monotonic()) if facts.events_per_second else None
+        self._throttle: Allowance | None = None
+        self.limited = self._allowance is not None
+        """Whether `over` has anything to say."""
+
+    def throttle(self, per_second: float | None) -> None:
+        """Let so many events through, for most of what came was rejected; None: as many as the key may."""
+        if per_second is None:
+            self._throttle = None
+        elif self._throttle is None:
+            self._throttle = Allowance(per_second, monotonic())
+        self.limited = self._allowance is not None or self._throttle is not None
+
+    def over(self, count: int) -> Refused | None:
+        """Why `count` events more are too many now, or None, and they are counted."""
+        now = monotonic()
+        if self._throttle is not None and (seconds := self._throttle.take(count, now)):
+            GATEWAY_LIMITED.labels("rejects").inc()
+            told = "most events of this key are rejected, so few are taken; see `perennial dlq stats`"
+            return Refused(429, "too_many_rejects", told, _whole(seconds))
+        if self._allowance is not None and (seconds := self._allowance.take(count, now)):
+            GATEWAY_LIMITED.labels("rate").inc()
+            told = f"this key may post {self._allowance.per_second} events a second here; send these again later"
+            return Refused(429, "rate_limited", told, _whole(seconds))
+        return None
 
 
 class KeyBook:
-    """Which source a write key belongs to. `known` is False until the keys were read from anywhere:
-    until then nobody may be told that theirs is wrong."""
+    """The write keys in force. `known` is False until they were read from anywhere: until then nobody may be told
+    that theirs is wrong."""
 
-    def __init__(self, sources: Mapping[str, str] | None = None) -> None:
-        self.known = sources is not None
-        self._sources: dict[str, str] = dict(sources or {})
-        self._recent: dict[bytes, str] = {}
+    def __init__(self, facts: Mapping[str, KeyFacts] | None = None) -> None:
+        self.known = facts is not None
+        self._keys: dict[str, WriteKey] = {sha: WriteKey(about) for sha, about in (facts or {}).items()}
+        self._recent: dict[bytes, WriteKey] = {}
+        begin_each(GATEWAY_LIMITED, ("rate", "rejects"))
 
     @classmethod
     def of(cls, **keys: str) -> KeyBook:
         """A book of plain keys by source name."""
-        return cls({hashlib.sha256(key.encode()).hexdigest(): source for source, key in keys.items()})
+        return cls({key_hash(key): KeyFacts(source) for source, key in keys.items()})
 
-    def replace(self, sources: Mapping[str, str]) -> bool:
-        """The keys now in force, source by sha256; whether that is news."""
-        news = not self.known or self._sources != sources
-        if news:
-            self._sources, self.known, self._recent = dict(sources), True, {}
-        return news
+    def replace(self, facts: Mapping[str, KeyFacts]) -> bool:
+        """The keys now in force, by sha256; whether that is news. What stayed as it was goes on counting."""
+        if self.known and facts == self.facts():
+            return False
+        before = self._keys
+        self._keys = {
+            sha: kept if (kept := before.get(sha)) is not None and kept.facts == about else WriteKey(about)
+            for sha, about in facts.items()
+        }
+        self.known, self._recent = True, {}
+        return True
 
-    def source_of(self, key: str) -> str | None:
-        return self._sources.get(hashlib.sha256(key.encode("utf-8", "replace")).hexdigest())
+    def facts(self) -> dict[str, KeyFacts]:
+        return {sha: key.facts for sha, key in self._keys.items()}
 
-    def source_by_header(self, authorization: bytes) -> str | None:
-        """The source named by an Authorization header: `Basic base64(key:)` or `Bearer key`."""
-        source = self._recent.get(authorization)
-        if source is None:
+    def throttle(self, sources: Iterable[str], per_second: float) -> None:
+        """These sources' keys, and no others, are held back."""
+        held_back = set(sources)
+        for key in self._keys.values():
+            key.throttle(per_second if key.source in held_back else None)
+
+    def used(self) -> dict[str, tuple[int, int]]:
+        """Events and refused requests of each key since this was last asked; keys that were not used are left out."""
+        found: dict[str, tuple[int, int]] = {}
+        for sha, key in self._keys.items():
+            if key.events or key.refused:
+                found[sha] = key.events, key.refused
+                key.events = key.refused = 0
+        return found
+
+    def by_key(self, key: str) -> WriteKey | None:
+        return self._keys.get(key_hash(key))
+
+    def by_header(self, authorization: bytes) -> WriteKey | None:
+        """The key in an Authorization header, `Basic base64(key:)` or `Bearer key`, where it is in force."""
+        found = self._recent.get(authorization)
+        if found is None:
             key = key_in_header(authorization)
-            source = self.source_of(key) if key else None
-            if source is not None and len(self._recent) < _REMEMBER:
-                self._recent[authorization] = source
-        return source
+            found = self.by_key(key) if key else None
+            if found is not None and len(self._recent) < _REMEMBER:
+                self._recent[authorization] = found
+        return found
 
 
 def key_in_header(authorization: bytes) -> str:
@@ -79,71 +136,5 @@ def key_in_header(authorization: bytes) -> str:
     return ""
 
 
-class PostgresKeys:
-    """Feeds a book from Postgres every `seconds`, and from the kept copy until Postgres has answered."""
-
-    def __init__(self, book: KeyBook, dsn: str, kept: Path, seconds: float, health: Health) -> None:
-        self._book, self._dsn, self._kept, self._seconds, self._health = (
-            book,
-            dsn,
-            kept,
-            seconds,
-            health,
-        )
-        self._pool: Pool | None = None
-        self._away = False
-
-    def load_kept(self) -> None:
-        """Take the copy on disk, if there is a readable one."""
-        try:
-            self._book.replace(_decode_kept(self._kept.read_bytes()))
-        except FileNotFoundError:
-            return
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the kept write keys cannot be read: %s", error)
-
-    async def run(self) -> None:
-        while True:
-            self._health.beat("keys", 30 + 4 * self._seconds)
-            await self.poll()
-            await asyncio.sleep(self._seconds)
-
-    async def poll(self) -> bool:
-        """Read the keys once; False when Postgres is away, and the book stays as it was."""
-        try:
-            async with asyncio.timeout(20):
-                if self._pool is None:
-                    self._pool = await connect_pool(self._dsn, size=1)
-                rows = await self._pool.fetch(_READ)
-        except Exception as error:
-            if not (is_moment(error) or isinstance(error, Transient | asyncpg.PostgresError)):
-                raise
-            if not self._away:
-                log.warning(
-                    "write keys: postgres is away, the last known keys stay in force: %s",
-                    error,
-                )
-            self._away = True
-            return False
-        if self._away:
-            log.info("write keys: postgres is back")
-        self._away = False
-        sources = {row["sha256"]: row["source"] for row in rows}
-        if self._book.replace(sources):
-            self._keep(sources)
-            log.info("write keys in force: %d", len(sources))
-        return True
-
-    async def stop(self) -> None:
-        if self._pool is not None:
-            self._pool.terminate()
-
-    def _keep(self, sources: Mapping[str, str]) -> None:
-        try:
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._kept.with_suffix(".tmp")
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(sources))
-            temporary.replace(self._kept)
-        except OSError as error:
-            log.warning("the write keys cannot be kept on disk: %s", error)
+def _whole(seconds: float) -> int:
+    return min(_LONGEST_WAIT_SECONDS, math.ceil(seconds))

@@ -23,3 +23,9 @@ class GatewaySettings(BaseSettings):
     )
     keys_seconds: float = Field(2.0, gt=0, description="how often write keys are read from Postgres")
     probe_seconds: float = Field(2.0, gt=0, description="how often the broker is asked whether it still answers")
+    throttle_rejects: int = Field(
+        1_000,
+        ge=0,
+        description="so many rejected events of a source in five minutes throttle its keys, if most are; 0: never",
+    )
+    throttled_events_per_second: float = Field(50.0, gt=0, description="what a throttled key may post here")

@@ -5,18 +5,21 @@ These paths are served before the framework's routing, which would cost more tha
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 
-from services.ingest.domain import intake_http
+from services.ingest.domain import intake_http, strict
 from services.ingest.domain.intake_http import Event, Refused
+from services.ingest.domain.strict import Reject
+from services.ingest.gateway import answers
+from services.ingest.gateway.answers import Send
 from services.ingest.gateway.body import OVERLOADED, Receive, inflate, read_body
 from services.ingest.gateway.broker import Outlet
 from services.ingest.gateway.budget import Budget
 from services.ingest.gateway.collector import Collector, Outcome
-from services.ingest.gateway.keys import KeyBook
+from services.ingest.gateway.keys import KeyBook, WriteKey
 from services.ingest.gateway.records import (
     RECORD_OVERHEAD_BYTES,
     Place,
@@ -27,7 +30,6 @@ from shared.process.metrics import GATEWAY_BROKER_AWAY, GATEWAY_EVENTS, GATEWAY_
 
 log = logging.getLogger("perennial.gateway")
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -77,29 +79,6 @@ LATE = Refused(503, "broker_slow", "the events were not acknowledged in time; se
 STOPPING = Refused(503, "stopping", "this gateway is being stopped; send the events again")
 BUG = Refused(500, "internal_error", "the gateway failed on this request; send it again")
 
-_JSON = (b"content-type", b"application/json")
-_OPEN = (b"access-control-allow-origin", b"*")
-_SUCCESS_BODY = b'{"success": true}'
-_SUCCESS_START: dict[str, Any] = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [_JSON, _OPEN, (b"content-length", str(len(_SUCCESS_BODY)).encode())],
-}
-_SUCCESS: dict[str, Any] = {"type": "http.response.body", "body": _SUCCESS_BODY}
-_PREFLIGHT: dict[str, Any] = {
-    "type": "http.response.start",
-    "status": 204,
-    "headers": [
-        _OPEN,
-        (b"access-control-allow-methods", b"POST, OPTIONS"),
-        (
-            b"access-control-allow-headers",
-            b"authorization, content-type, content-encoding, x-retry-count",
-        ),
-        (b"access-control-max-age", b"86400"),
-    ],
-}
-
 
 class Tracking:
     """The ASGI application: tracking calls itself, everything else by `rest`."""
@@ -115,18 +94,8 @@ class Tracking:
         clock: Clock,
         body_seconds: float = 10.0,
     ) -> None:
-        self._rest, self._keys, self._collector, self._outlet = (
-            rest,
-            keys,
-            collector,
-            outlet,
-        )
-        self._budget, self._place, self._clock, self._body_seconds = (
-            budget,
-            place,
-            clock,
-            body_seconds,
-        )
+        self._rest, self._keys, self._collector, self._outlet = rest, keys, collector, outlet
+        self._budget, self._place, self._clock, self._body_seconds = budget, place, clock, body_seconds
         # a rate misses the first of a new series, so those that call for somebody stand at zero from the start
         self._answered = {status: GATEWAY_REQUESTS.labels(str(status)) for status in (200, 429, 500, 503)}
         GATEWAY_BROKER_AWAY.set_function(lambda: float(bool(outlet.away)))
@@ -136,115 +105,127 @@ class Tracking:
         if call is None:
             await self._rest(scope, receive, send)
             return
-        method = scope["method"]
-        if method == "OPTIONS":
-            await send(_PREFLIGHT)
-            await send({"type": "http.response.body"})
+        asked = _asked(scope)
+        if scope["method"] == "OPTIONS":
+            await answers.preflight(send, asked.origin, asked.headers)
             return
         began = monotonic()
-        refused: Refused | None
-        if method == "POST":
+        outcome: Refused | list[Reject] | None
+        if scope["method"] == "POST":
             try:
-                refused = await self._answer(call, scope, receive)
+                outcome = await self._answer(call, asked, receive)
             except Exception:
                 log.exception("a request failed")
-                refused = BUG
+                outcome = BUG
         else:
-            refused = Refused(405, "method_not_allowed", f"{scope['path']} takes POST")
-        status = refused.status if refused else 200
+            outcome = Refused(405, "method_not_allowed", f"{scope['path']} takes POST")
+        status = outcome.status if isinstance(outcome, Refused) else 200
         counter = self._answered.get(status)
         if counter is None:
             counter = self._answered[status] = GATEWAY_REQUESTS.labels(str(status))
         counter.inc()
         GATEWAY_SECONDS.observe(monotonic() - began)
-        if refused is None:
-            await send(_SUCCESS_START)
-            await send(_SUCCESS)
+        if outcome is None:
+            await answers.success(send, asked.origin)
+        elif isinstance(outcome, Refused):
+            await answers.refusal(send, asked.origin, outcome)
         else:
-            await _refuse(send, refused)
+            await answers.strict_success(send, asked.origin, outcome)
 
-    async def _answer(self, call: Call, scope: Scope, receive: Receive) -> Refused | None:
-        """None once every event is acknowledged."""
-        authorization, encoding, announced = _headers(scope)
+    async def _answer(self, call: Call, asked: _Asked, receive: Receive) -> Refused | list[Reject] | None:
+        """None once every event is acknowledged; to a strict request, what ingest will reject of them."""
         if not self._keys.known:
             return KEYS_UNKNOWN
-        source: str | None = None
-        if authorization:
-            source = self._keys.source_by_header(authorization)
-            if source is None and not _names_nobody(authorization):
+        key: WriteKey | None = None
+        if asked.authorization:
+            key = self._keys.by_header(asked.authorization)
+            if key is None and not _names_nobody(asked.authorization):
                 return WRONG_KEY
-        raw = await read_body(receive, announced, self._budget, self._body_seconds)
+        raw = await read_body(receive, asked.announced, self._budget, self._body_seconds)
         if isinstance(raw, Refused):
-            return raw
+            return _refused(key, raw)
         held = len(raw)
         try:
             received_at = self._clock.now_ms()
-            read = self._read(call, raw, encoding, source)
+            read = self._read(call, raw, asked.encoding, key)
             if isinstance(read, Refused):
-                return read
-            source, events, size = read
+                return _refused(key, read)
+            key, events, size = read
+            count = len(events)
+            if key.limited and (over := key.over(count)):
+                return _refused(key, over)
             if self._outlet.away or self._collector.closing:
                 return STOPPING if self._collector.closing else FAILED
-            need = size + len(events) * RECORD_OVERHEAD_BYTES
+            need = size + count * RECORD_OVERHEAD_BYTES
             if not self._budget.take(need):
                 return OVERLOADED
         finally:
             self._budget.give(held)
-        count = len(events)
-        groups = records_by_partition(events, source, call.mode, received_at, self._place)
+        groups = records_by_partition(events, key.source, call.mode, received_at, self._place)
         outcome = await self._collector.post(groups, need)
         if outcome is Outcome.ACKNOWLEDGED:
             GATEWAY_EVENTS.inc(count)
-            return None
+            key.events += count
+            return strict.rejects(events, received_at) if asked.strict else None
         return LATE if outcome is Outcome.LATE else FAILED
 
     def _read(
-        self, call: Call, raw: bytes, encoding: bytes, source: str | None
-    ) -> tuple[str, list[Event], int] | Refused:
+        self, call: Call, raw: bytes, encoding: bytes, key: WriteKey | None
+    ) -> tuple[WriteKey, list[Event], int] | Refused:
         body = inflate(raw, encoding)
         if isinstance(body, Refused):
             return body
         opened = intake_http.open_batch(body) if call.batch else intake_http.open_single(body)
         if isinstance(opened, Refused):
             return opened
-        if source is None:
-            key = opened.write_key
-            if not isinstance(key, str) or not key:
+        if key is None:
+            told = opened.write_key
+            if not isinstance(told, str) or not told:
                 return NO_KEY
-            source = self._keys.source_of(key)
-            if source is None:
+            key = self._keys.by_key(told)
+            if key is None:
                 return WRONG_KEY
         if isinstance(opened, intake_http.BatchBody):
-            return source, intake_http.batch(opened), len(body)
+            return key, intake_http.batch(opened), len(body)
         event = intake_http.single(opened, call.kind, body)
-        return event if isinstance(event, Refused) else (source, [event], len(body))
+        return event if isinstance(event, Refused) else (key, [event], len(body))
 
 
-def _headers(scope: Scope) -> tuple[bytes, bytes, int]:
-    authorization = encoding = b""
-    announced = 0
+class _Asked:
+    """What of a request's head is looked at."""
+
+    __slots__ = ("announced", "authorization", "encoding", "headers", "origin", "strict")
+
+    def __init__(self) -> None:
+        self.authorization = self.encoding = self.origin = self.headers = b""
+        self.announced = 0
+        self.strict = False
+
+
+def _asked(scope: Scope) -> _Asked:
+    asked = _Asked()
     for name, value in scope["headers"]:
         if name == b"authorization":
-            authorization = value
+            asked.authorization = value
         elif name == b"content-encoding":
-            encoding = value
+            asked.encoding = value
         elif name == b"content-length" and value.isdigit():
-            announced = int(value[:20])
-    return authorization, encoding, announced
+            asked.announced = int(value[:20])
+        elif name == b"origin":
+            asked.origin = value
+        elif name == b"access-control-request-headers":
+            asked.headers = value
+    if scope.get("query_string"):
+        asked.strict = parse_qs(scope["query_string"]).get(b"strict") == [b"1"]
+    return asked
+
+
+def _refused(key: WriteKey | None, refused: Refused) -> Refused:
+    if key is not None:
+        key.refused += 1
+    return refused
 
 
 def _names_nobody(authorization: bytes) -> bool:
     """A header without any credential, as some clients send it beside `writeKey`."""
     return not authorization.partition(b" ")[2].strip() or authorization.strip().lower() == b"basic og=="
-
-
-async def _refuse(send: Send, refused: Refused) -> None:
-    body = json.dumps({"code": refused.code, "message": refused.message}).encode()
-    headers = [_JSON, _OPEN, (b"content-length", str(len(body)).encode())]
-    if refused.status in (429, 503, 408, 500):
-        # a page's script is shown no header that is not named as one it may see
-        headers += [(b"retry-after", b"1"), (b"access-control-expose-headers", b"retry-after")]
-    if refused.status == 405:
-        headers.append((b"allow", b"POST, OPTIONS"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
