@@ -21,6 +21,7 @@ MAX_TTL_SECONDS = 28 * 86_400
 MAX_TOO_OLD_DAYS = 3650
 MAX_SEGMENT_DAYS = 3650
 MAX_VIEWS = 3
+MAX_WINDOW_HOURS = 24 * 90
 """So many of a user's newest views are known by their moment."""
 
 
@@ -143,6 +144,8 @@ def _campaign(campaign: Campaign, place: Place) -> Iterator[Finding]:
         yield (*place, "holdout_percent"), f"{what}: nobody is held out of a safety campaign; expected 0", 0
     if campaign.version < 1:
         yield (*place, "version"), f"{what}: version must be at least 1", 0
+    if not 1 <= campaign.window_hours <= MAX_WINDOW_HOURS:
+        yield (*place, "window_hours"), f"{what}: window_hours must be 1 to {MAX_WINDOW_HOURS}", 0
     if campaign.freshness_seconds < 1:
         yield (*place, "freshness_seconds"), f"{what}: freshness_seconds must be at least 1", 0
     if not 0 <= campaign.ttl_seconds <= MAX_TTL_SECONDS:

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
-from services.notifier import history, queries
+from services.notifier import exposures, history, queries
 from services.notifier.book import CampaignBook
 from services.notifier.context.intake import ContextRecord, encode_context, split, trigger
 from services.notifier.domain.campaign import Occurrence
@@ -106,8 +106,15 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
 
     @router.get("/v1/campaigns/{campaign_id}/results", tags=["campaigns"])
     async def results(campaign_id: str) -> dict[str, Any]:
-        """Messages by variant and state, and how many of them were opened."""
-        return {"campaign": campaign_id, "items": await queries.results(pool, _known(book, campaign_id).campaign.id)}
+        """Messages by variant and state, and how many of them were opened; and what the campaign did (`lift`).
+
+        Lift compares users treated with users held out, by the sessions they began within the campaign's window (an
+        open is a session begun). Differences are null while there are too few users to say anything. Null altogether
+        where nobody is held out.
+        """
+        known = _known(book, campaign_id).campaign
+        lift = await exposures.compare(pool, known, clock.now_ms())
+        return {"campaign": campaign_id, "items": await queries.results(pool, known.id), "lift": lift}
 
     @router.get("/v1/campaigns/{campaign_id}/runs", tags=["campaigns"])
     async def runs(campaign_id: str, limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class Message(msgspec.Struct, gc=False):
     suppressed or held_out; or held until `release_at`, or waiting until then for the end of its campaign's delay, then
     any of these. `cause_gen`, `cause_seq`: the segmenter's
     ledger row it goes back to. `category` to `explain`: what the gates judge by (migration 0003). `city_id`: where
-    a run that goes city by city found its user (0: it comes from none)."""
+    a run that goes city by city found its user (0: it comes from none).
+    `compared_until`: until when its user's doings are compared with others' (0: they are not); see `exposures`."""
 
     month: str
     message_id: str
@@ -50,6 +51,7 @@ class Message(msgspec.Struct, gc=False):
     provider: str = ""
     provider_ref: str = ""
     safety: bool = False
+    compared_until: int = 0
     category: str = ""
     counts: bool = False
     content_key: str = ""
@@ -77,7 +79,7 @@ class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
     recorded_at: int
 
 
-_COLUMNS = [name for name in Message.__struct_fields__ if name != "safety"]
+_COLUMNS = [name for name in Message.__struct_fields__ if name not in ("safety", "compared_until")]
 _ARRAYS = {
     "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
     "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint", "counts": "boolean", "release_at": "bigint",
@@ -143,6 +145,9 @@ def from_verdict(
     """The row a verdict becomes; the caller adds what caused it."""
     message = _message(verdict.message_id, campaign, shard, user_id, occurrence, now_ms)
     message.explain = explained(verdict.explain)
+    # whoever came as far as the holdout is compared, whatever stopped them behind it
+    if campaign.measured and any(check.gate == "holdout" for check in verdict.explain):
+        message.compared_until = now_ms + campaign.window_hours * 3_600_000
     match verdict:
         case Send():
             message.device_id, message.token = verdict.device.id, verdict.device.token

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from services.notifier import messages, runs
+from services.notifier import exposures, messages, runs
 from services.notifier.book import CampaignBook
 from services.notifier.dispatch import Dispatcher
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
@@ -210,6 +210,8 @@ class Notifier:
             draft.recipients[shard, row.user_id] = now
         if row.kind == "opened":
             self._planner.tapped(draft, shard, row.user_id, row.payload["message_id"], row.occurred_at)
+        if row.kind == "session_began":
+            draft.sessions.append(exposures.session_of(shard, row))
         if now is not None:
             self._planner.row(draft, shard, row, now, told_ms)
 
@@ -276,6 +278,8 @@ class Notifier:
                 fresh.update(await messages.insert(connection, draft.planned))
             if draft.released:
                 fresh.update(await release(connection, draft.released))
+            await exposures.record(connection, [m for m in (*draft.planned, *draft.released) if m.message_id in fresh])
+            await exposures.count(connection, draft.sessions)
             outcomes.extend(
                 messages.number(owners[message.shard], message, message.state, message.planned_at, real)
                 for message in (*draft.planned, *draft.released)

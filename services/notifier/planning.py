@@ -20,6 +20,7 @@ from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
 from services.notifier.domain.plan import Send, joined_ids_of, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
+from services.notifier.exposures import Session
 from services.notifier.history import Key
 from services.notifier.holding import Held, called_off, not_sent, waiting
 from services.notifier.messages import Message
@@ -31,7 +32,7 @@ from shared.process.clock import Clock
 
 @dataclass(slots=True)
 class Draft:
-    """What a batch wants written: recipients (None: gone), new messages, messages released, taps.
+    """What a batch wants written: recipients (None: gone), new messages, messages released, taps, sessions begun.
 
     `rules`: the definitions it is planned by, whatever comes into force meanwhile. `joined`: by id of a message, the
     ids it would have had before chains of alerts were joined. `past`: pushes that count, by user. `kept`: which of
@@ -45,6 +46,7 @@ class Draft:
     ids: set[str] = field(default_factory=set)
     joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
     past: dict[Key, list[Past]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     waiting: dict[Key, list[Held]] = field(default_factory=dict)

@@ -219,6 +219,8 @@ class Campaign(_Definition, frozen=True):
     `no_repeat_days`: for how long a user is not sent the same `offer` again, whichever campaign makes it, or
     without an offer the same text (0: it may be repeated). `freshness_seconds` count from what set the campaign going,
     or from the end of the delay.
+    `window_hours`: for how long after it was for a user what they do is compared with what those held out do; a
+    comparison begins anew with each `version`.
     """
 
     id: str
@@ -237,6 +239,12 @@ class Campaign(_Definition, frozen=True):
     offer: str = ""
     no_repeat_days: int = 0
     audience: Audience = Audience()
+    window_hours: int = 72
+
+    @property
+    def measured(self) -> bool:
+        """Whether some are held out, with whom the others can be compared."""
+        return self.holdout_percent > 0 and not self.safety
 
 
 class Cap(_Definition, frozen=True):

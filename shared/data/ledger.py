@@ -13,7 +13,9 @@ from shared.data.db import Connection
 
 CHANGE_KINDS: frozenset[str] = frozenset(get_args(ChangeKind))
 DEAD_LETTER = "dead_letter"
-FEED_ONLY_KINDS = frozenset({"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"})
+FEED_ONLY_KINDS = frozenset(
+    {"device_set", "device_removed", "profile_set", "consent_set", "opened", "session_began", "moment"}
+)
 
 _COLUMNS = (
     "shard",

@@ -11,7 +11,7 @@ from tests.support.oracle_log import Decided
 from tests.support.oracle_person import Book, Person, Row
 from tests.support.oracle_snapshot import NO_SHOP, SHOP, Snapshot, cold, hot
 
-FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "moment"}
+FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "session_began", "moment"}
 NOT_BROUGHT = "has not been brought"
 UNNAMED = "bug:record"
 ROLES = ((1, "customer"), (2, "repeat"), (4, "loyal"))

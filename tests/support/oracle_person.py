@@ -66,6 +66,7 @@ class Book:
         self.currency = body.get("currency", "USD")
         self.consent_asked = set(body.get("privacy", {}).get("consent", []))
         self.properties: dict[str, list[str]] = body.get("intake", {}).get("properties", {})
+        self.compares = any(c.get("holdout_percent") and not c.get("safety") for c in self.campaigns)
         self._signals: dict[str, list[str]] = body["signals"]
 
     def signals(self, name: str) -> set[str]:
@@ -92,6 +93,7 @@ class Person:
         self.first_seen = self.last_seen = NEVER
         self.first_act = self.last_act = NEVER
         self.visit: list[int] | None = None  # [start, last, screens] of the present session
+        self.visit_is_new = False
         self.counts = dict.fromkeys(("opens", "screens", "sessions", "active_days", "activities"), 0)
         self.days: set[int] = set()
         self.months: set[int] = set()
@@ -151,7 +153,11 @@ class Person:
         self.first_seen, self.last_seen = min(self.first_seen, at), max(self.last_seen, at)
         self._phone(event, at, cause)
         if event["name"] not in QUIET_CALLS and not signals & QUIET_SIGNALS:
+            before = self.visit
             self._acts(at, moment, "screen" in signals, cause, book)
+            if self.visit is not None and self.visit_is_new and book.compares and event["mode"] != "import":
+                ended = {"ended_began_at": before[0] if before else NEVER, "ended_screens": before[2] if before else 0}
+                self._tell("session_began", ended, at, "event", cause)
         if "open" in signals:
             self.counts["opens"] += 1
         if "uninstall" in signals and at >= self.last_act:
@@ -213,7 +219,8 @@ class Person:
         self.counts["screens"] += screen
         day = at // DAY
         self.visits[day, "screens"] += screen
-        if self.visit is None or at > self.visit[1] + book.gap:
+        self.visit_is_new = self.visit is None or at > self.visit[1] + book.gap
+        if self.visit is None or self.visit_is_new:
             self.visit = [at, at, int(screen)]
             self.counts["sessions"] += 1
             self.visits[day, "sessions"] += 1

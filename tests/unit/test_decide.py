@@ -31,6 +31,7 @@ def test_the_first_opening_makes_a_new_user_who_is_acquired() -> None:
     assert kinds(changes) == [
         ("stage_changed", "reach"),
         ("activity_changed", "new"),
+        ("session_began", (None, None)),
         ("stage_changed", "acquire"),
         ("segment_entered", "active_30d"),
         ("segment_entered", "newcomers"),
@@ -177,9 +178,11 @@ def test_withdrawn_consent_leaves_the_cohorts_and_stops_recording() -> None:
     assert [k for k in kinds(told) if k[0] == "cohort_exited"] == [
         ("cohort_exited", ("default", NEW_YORK)), ("cohort_exited", ("added", CHICAGO)), ("cohort_exited", ("searched", BOSTON)),
     ]  # fmt: skip
-    assert not kinds(person.see(event("City Added", T0 + 2 * HOUR, city=BOSTON)))
+    assert kinds(person.see(event("City Added", T0 + 2 * HOUR, city=BOSTON))) == [("session_began", (None, None))]
     person.see(event("Consent Preference Updated", T0 + 3 * HOUR, properties={"categories": {"location": True}}))
-    assert kinds(person.see(event("City Added", T0 + 4 * HOUR, city=BOSTON))) == [("cohort_entered", ("added", BOSTON))]
+    assert kinds(person.see(event("City Added", T0 + 4 * HOUR, city=BOSTON)))[1:] == [
+        ("cohort_entered", ("added", BOSTON))
+    ]
 
 
 def test_withdrawn_search_history_keeps_the_cities_that_were_chosen() -> None:
@@ -187,7 +190,7 @@ def test_withdrawn_search_history_keeps_the_cities_that_were_chosen() -> None:
     person.see(event("Consent Preference Updated", T0, properties={"categories": {"search_history": False}}))
     assert not person.state.searched
     assert [v.city_id for v in visits(person.state.added)] == [CHICAGO]
-    assert not kinds(person.see(event("City Searched", T0 + HOUR, city=BOSTON)))
+    assert not kinds(person.see(event("City Searched", T0 + MINUTE, city=BOSTON)))
 
 
 def test_a_pack_may_require_that_consent_was_given() -> None:
@@ -256,3 +259,26 @@ def test_a_stage_the_rules_no_longer_know_begins_again() -> None:
     shorter = msgspec.structs.replace(weather(), stages=[weather().stages[0], *weather().stages[2:]])
     person.rules = in_force((0, weather()), (T0 + DAY, shorter))
     assert ("stage_changed", "reach") in kinds(person.tick(T0 + DAY))
+
+
+def test_a_session_is_told_with_the_depth_of_the_one_it_ends() -> None:
+    """What was held out for is measured by it; a history that is imported measures nothing."""
+    person = Person()
+    told = [
+        c.payload
+        for at, mode in ((T0 - DAY, "import"), (T0, "live"), (T0 + MINUTE, "live"), (T0 + HOUR, "live"))
+        for c in person.see(event("Screen Viewed", at, mode=mode))
+        if c.kind == "session_began"
+    ]
+    assert told == [
+        {"ended_began_at": T0 - DAY, "ended_screens": 1},
+        {"ended_began_at": T0, "ended_screens": 2},
+    ]
+
+
+def test_sessions_are_told_only_where_users_are_held_out() -> None:
+    rules = msgspec.structs.replace(
+        weather(), campaigns=[msgspec.structs.replace(c, holdout_percent=0.0) for c in weather().campaigns]
+    )
+    person = Person(in_force((0, rules)))
+    assert "session_began" not in [c.kind for c in person.see(event("Application Opened", T0))]

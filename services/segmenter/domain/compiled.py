@@ -19,7 +19,8 @@ _FRESH = frozenset({"new", "active", "at_risk", "reactivated"})
 class Compiled:
     """`version` and `rules`, with signals by event name, spans in milliseconds, the stage that follows each
     stage, segments by (stage, activity); `measured` segments ask for more than these two, `timed` ones for a span;
-    `awaited` are the events that campaigns wait for."""
+    `awaited` are the events that campaigns wait for. `compares`: some campaign holds users out, so somebody waits
+    to hear of sessions."""
 
     def __init__(self, version: int, rules: Rules) -> None:
         self.version = version
@@ -43,6 +44,7 @@ class Compiled:
         }
         self.required = frozenset(rules.privacy.consent)
         self.currency = rules.currency
+        self.compares = any(campaign.measured for campaign in rules.campaigns)
         self.measured = tuple(s for s in rules.segments if _measured(s))
         self.timed = tuple(s for s in self.measured if s.viewed or s.ordered_days or s.not_ordered_days)
         self.awaited = awaited(rules)

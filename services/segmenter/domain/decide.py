@@ -131,7 +131,12 @@ def _act(
     # the device comes first: what follows may already be a reason to write to it
     changed_cold = _context(hot, cold, event, changes)
     if rules.is_activity(event.name, signals):
+        known, began_at, screens = hot.sessions, hot.session_start_at, hot.session_screens
         _be_active(hot, at, as_of, "screen" in signals, rules, changes, daily, cause)
+        # nobody is compared by a history that is imported
+        if hot.sessions > known and rules.compares and event.mode != "import":
+            ended: dict[str, object] = {"ended_began_at": began_at, "ended_screens": screens}
+            changes.append(Change("session_began", ended, at, "event", cause))
     if "open" in signals:
         hot.opens += 1
     if "uninstall" in signals and at >= hot.last_activity_at:
