@@ -45,7 +45,7 @@ async def quick(
     spread: Annotated[Literal["zipf", "uniform"], typer.Option(help="How often each acts.")] = "zipf",
     port: Annotated[int, typer.Option(help="First port; N to N+4, N+10 and N+20 are used.")] = 8280,
 ) -> None:
-    """Measure gateway, ingest, segmenter, the whole road and dispatch: some six minutes, two cores."""
+    """Measure gateway, ingest, segmenter, the whole road and dispatch: under six minutes on two cores."""
     from services.bench import report
     from services.bench.plan import Plan
     from services.bench.run import quick as measure
