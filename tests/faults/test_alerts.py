@@ -1,7 +1,7 @@
 """Each of the six alerts provoked on a real installation, seen firing in a real Prometheus, mended, and seen to end.
 
 The rules are the shipped ones, `hastened`: their times are divided by `TIMES`, no count or share is changed. With
-PERENNIAL_TEST_ALERTS_TIMES=1 they are as shipped, and this takes an hour.
+PERENNIAL_TEST_ALERTS_TIMES=1 they are as shipped, and it takes long.
 """
 
 from __future__ import annotations
@@ -229,15 +229,17 @@ async def test_a_provider_that_takes_nothing(scene: Scene) -> None:
 @long_enough
 async def test_a_process_that_ends_again_and_again(scene: Scene) -> None:
     """It answers between its ends, and is never away for long."""
-    for _ in range(4):
-        pid = scene.rig.pid("ingest")
-        born = await scene.watching.value(BORN)
+
+    async def end() -> None:
+        pid, born = scene.rig.pid("ingest"), await scene.watching.value(BORN)
         scene.rig.kill("ingest")
         await scene.rig.gone("ingest", pid)
 
-        async def unseen(before: float = born) -> str:
-            return "" if await scene.watching.value(BORN) > before else "Prometheus has not seen the next process"
+        async def unseen() -> str:
+            return "" if await scene.watching.value(BORN) > born else "Prometheus has not seen the next process"
 
         await eventually(unseen, 40)
-    await scene.fires("PerennialServiceDown", job="ingest", what="ends again and again")
+
+    async with going_on(end):
+        await scene.fires("PerennialServiceDown", job="ingest", what="ends again and again")
     await scene.ends("PerennialServiceDown")
