@@ -24,7 +24,7 @@ def _told(days: list[int]) -> tuple[Hot, Counter[tuple[str, int, str]]]:
     hot = _hot()
     counts: Counter[tuple[str, int, str]] = Counter()
     for number, day in enumerate(days):
-        moved: list[Daily] = list(come(hot, day))
+        moved: list[Daily] = come(hot, day)
         for on, kind, pause, by in moved:
             counts[kind, on, pause] += by
         if number % 7 == 6:

@@ -187,7 +187,8 @@ def _be_active(
         daily.append((day, "visit", "sessions", 1))
     if screen:
         daily.append((day, "visit", "screens", 1))
-    daily += returns.come(hot, day)
+    if day != hot.last_day or not hot.bitmap:
+        daily += returns.come(hot, day)
     first = hot.last_activity_at < 0
     hot.first_activity_at = at if first else min(hot.first_activity_at, at)
     if at <= hot.last_activity_at:

@@ -12,7 +12,6 @@ Exact within bounds: a day counts if it lies less than 64 days before the newest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
@@ -44,10 +43,8 @@ NAMES = ("first", *map(str, range(1, LONG + 1)))
 """Counts by pause."""
 
 
-def come(hot: Hot, day: int) -> Sequence[Daily]:
+def come(hot: Hot, day: int) -> list[Daily]:
     """Note that the user was active on `day` (days since 1970), on a fresh copy of `hot`; what that moves."""
-    if day == hot.last_day and hot.bitmap:
-        return ()
     month, newest = month_of(day), hot.last_day
     moved: list[Daily] = []
     found = _mark(hot.bitmap | hot.older_days << 64, newest, day, _DAYS)
