@@ -144,6 +144,22 @@ class Phones:
 
         await _each(look(visit, most) for visit, most in habits.budgeted(self._visits, events))
 
+    async def come_back(self) -> None:
+        """Some of those who were silent look again. What they were sent by then is already sent."""
+        await _each(
+            partial(self._gateway.post, habits.comeback(person, self._run, self._clock.now_ms()))
+            for person in self.everyone
+            if person.comes_back
+        )
+
+    async def leave(self) -> list[str]:
+        """Some delete the app; the tokens that died with it."""
+        gone = [person for person in self.everyone if person.leaves]
+        await _each(
+            partial(self._gateway.post, habits.farewell(person, self._run, self._clock.now_ms())) for person in gone
+        )
+        return [person.token for person in gone if person.token]
+
     async def tap(self, person: Person, message_id: str) -> None:
         await self._gateway.post(habits.tap(person, message_id, self._clock.now_ms()))
 
@@ -165,6 +181,15 @@ class Inbox:
         """The sandbox's own count."""
         found: dict[str, Any] = await self._get("/pushes/count")
         return found
+
+    async def bury(self, tokens: Iterable[str]) -> None:
+        """Have the sandbox answer pushes to these tokens as FCM does once the app is gone."""
+
+        async def bury(token: str) -> None:
+            async with self._session.delete(f"{self._url}/devices/{token}") as answer:
+                answer.raise_for_status()
+
+        await _each(partial(bury, token) for token in tokens)
 
     async def quiet(self) -> bool:
         """Whether everything that arrived was looked at, and every tap posted."""

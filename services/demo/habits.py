@@ -170,8 +170,8 @@ class Visit:
 
 
 def visits(seed: int, run: int, everyone: Sequence[Person]) -> Iterator[Visit]:
-    """Visits for ever, by those who use the app today."""
-    about = [person for person in everyone if person.opens_today]
+    """Visits for ever, by those who use the app today and keep it."""
+    about = [person for person in everyone if person.opens_today and not person.leaves]
     draw = random.Random(f"visits:{seed}:{run}")  # noqa: S311
     number = 0
     while about:
@@ -216,10 +216,29 @@ def _faulty(pen: Pen, kind: int, at: int) -> dict[str, Any]:
 
 
 def tap(person: Person, message_id: str, now_ms: int) -> Post:
-    """The person taps a push; the id makes a repeated tap of the same push one event."""
+    """The person taps a push, which opens the app; the id makes a repeated tap of the same push one event.
+
+    All of it is told at its own moment: it began after the push was sent."""
     pen = Pen(person, f"t{message_id}")
     events = [
-        pen.track("Push Notification Tapped", now_ms - 2000, message_id=message_id),
-        pen.screen("Alerts", now_ms - 1000),
+        pen.track("Push Notification Tapped", now_ms, message_id=message_id),
+        pen.track("Application Opened", now_ms, version=VERSION, from_background=True),
+        pen.screen("Alerts", now_ms),
     ]
     return Post("/v1/batch", {"batch": events, "sentAt": iso(now_ms)})
+
+
+def comeback(person: Person, run: int, now_ms: int) -> Post:
+    """Someone who was silent for a month looks again, of their own accord."""
+    pen = Pen(person, f"{run}c")
+    events = [
+        pen.track("Application Opened", now_ms, version=VERSION, from_background=False),
+        pen.screen(SCREENS[0], now_ms),
+    ]
+    return Post("/v1/batch", {"batch": events, "sentAt": iso(now_ms)})
+
+
+def farewell(person: Person, run: int, now_ms: int) -> Post:
+    """The app is deleted, as a company's attribution service tells it."""
+    uninstalled = Pen(person, f"{run}u").track("Application Uninstalled", now_ms)
+    return Post("/v1/batch", {"batch": [uninstalled], "sentAt": iso(now_ms)})

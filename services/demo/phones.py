@@ -18,7 +18,7 @@ from shared.gazetteer import Gazetteer, Place
 Habit = Literal["unopened", "newcomer", "settled", "regular", "returning", "quiet", "silent", "lapsed"]
 
 HABITS: dict[Habit, int] = {
-    "newcomer": 38, "settled": 22, "regular": 14, "returning": 8, "quiet": 8, "silent": 4, "lapsed": 3, "unopened": 3,
+    "newcomer": 34, "settled": 20, "regular": 13, "returning": 8, "quiet": 6, "silent": 12, "lapsed": 4, "unopened": 3,
 }  # fmt: skip
 """Per cent of the people. `unopened` installs and never looks, `newcomer` installs now, `settled` looks now and
 then, `regular` on most days, `returning` comes back after more than a month, `quiet` has not looked for weeks,
@@ -33,6 +33,10 @@ WITHOUT_TOKEN_PERCENT = 5
 WITHDRAWN_PERCENT = 4
 WITHOUT_CITY_PERCENT = 12
 TAPS_PERCENT = 24
+COMES_BACK_PERCENT = 15
+"""Of those who were silent, so many come back today, whether they are sent anything or not."""
+LEAVES_PERCENT = 2
+"""Of those who look today, so many delete the app afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,19 @@ class Person:
     push_allowed: bool
     days: tuple[int, ...]
     hours: int
+    comes_back: bool
+    leaves: bool
 
     @property
     def opens_today(self) -> bool:
         return self.habit in OPENS_TODAY
+
+    @property
+    def deleted(self) -> bool:
+        """The app was deleted weeks ago, without a word: nobody knows until a push to its token is refused.
+
+        Those who never set a city; so no alert is meant for them, and each is pushed to once."""
+        return self.habit == "silent" and self.home is None
 
 
 def people(seed: int, count: int, gazetteer: Gazetteer, run: int = 0) -> list[Person]:
@@ -119,6 +132,8 @@ def _person(seed: int, number: int, run: int, towns: _Towns) -> Person:
         push_allowed=allowed,
         days=days,
         hours=hours,
+        comes_back=habit == "silent" and has_city and draw.random() * 100 < COMES_BACK_PERCENT,
+        leaves=habit in OPENS_TODAY and draw.random() * 100 < LEAVES_PERCENT,
     )
 
 

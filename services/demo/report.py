@@ -1,15 +1,15 @@
-"""What happened in a demo: the summary of the contract, and the same as text. Everything is read back from the
-APIs, the metrics and Postgres; nothing is counted by those who caused it."""
+"""What happened in a demo: the summary of the contract. Everything is read back from the APIs, the metrics and
+Postgres; nothing is counted by those who caused it."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 from services.demo.watch import Watch
+from shared.contracts.rules import ActivityName
 
 _MESSAGES = """
 SELECT campaign, state, reason, count(*) AS messages, count(opened_at) AS opened FROM notifier.message
@@ -34,8 +34,11 @@ NOT_ACTUAL = ("test_or_draft",)
 NOT_LAND = ("test_or_draft", "not_an_alert", "marine")
 
 
-async def summary(watch: Watch, seconds: Mapping[str, float | None], since_ms: int, settled: bool) -> dict[str, Any]:
-    """The summary, as INTERFACES names it; messages and alerts are those since `since_ms`."""
+async def summary(
+    watch: Watch, seconds: Mapping[str, float | None], since_ms: int, settled: bool, stages: Sequence[str]
+) -> dict[str, Any]:
+    """The summary, as the contract names it; messages and alerts are those since `since_ms`. `stages`: the pack's, in
+    the order of the journey."""
     await watch.meters.read()
     tallies = await watch.ask("segmenter", "/v1/tallies")
     pushes = await _pushes(watch, since_ms)
@@ -44,8 +47,8 @@ async def summary(watch: Watch, seconds: Mapping[str, float | None], since_ms: i
         "seconds": seconds,
         "events": events(watch),
         "users": tallies["users"],
-        "stage": tallies["stage"],
-        "activity": tallies["activity"],
+        "stage": _in_order(tallies["stage"], stages),
+        "activity": _in_order(tallies["activity"], get_args(ActivityName)),
         "segment": tallies["segment"],
         "rates": await watch.ask("segmenter", "/v1/rates"),
         "cohorts": (await watch.ask("segmenter", "/v1/cohorts?limit=10"))["items"],
@@ -56,8 +59,38 @@ async def summary(watch: Watch, seconds: Mapping[str, float | None], since_ms: i
     if (rates := found["rates"])["customers"] and rates["orders"]:
         names = ("customers", "repeat_customers", "loyal_customers", "orders", "revenue")
         found["commerce"] = {name: rates[name] for name in names}
-    found |= {"pushes": pushes, "lift": {}, "versions": await _versions(watch)}
+    found |= {"pushes": pushes, "lift": await _lift(watch), "versions": await _versions(watch)}
     return found
+
+
+async def figures(watch: Watch, since_ms: int) -> dict[str, str]:
+    """How far it is, in words, while it runs."""
+    await watch.meters.read()
+    told, pushes = events(watch), await _pushes(watch, since_ms)
+    verdicts = await watch.database.fetch(_VERDICTS, since_ms)
+    suppressed = ", ".join(f"{reason} {n:,}" for reason, n in pushes["suppressed"].items())
+    return {
+        "events": f"{told['posted']:,} posted, {told['accepted'] + told['rejected']:,} decided",
+        "users": f"{(await watch.ask('segmenter', '/v1/tallies'))['users']:,}",
+        "alerts": ", ".join(f"{row['verdict'].replace('_', ' ')} {row['alerts']:,}" for row in verdicts),
+        "pushes": f"{pushes['sent']:,} sent, {pushes['received_by_sandbox']:,} arrived, {pushes['opened']:,} opened",
+        "sent": ", ".join(
+            f"{name} {states['sent']:,}" for name, states in pushes["campaigns"].items() if "sent" in states
+        ),
+        "suppressed": suppressed,
+    }
+
+
+def _in_order(counts: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
+    """The same counts, those named in `order` first."""
+    return {name: counts[name] for name in (*order, *(set(counts) - set(order))) if name in counts}
+
+
+async def _lift(watch: Watch) -> dict[str, Any]:
+    """What each campaign that holds users out did to simulated people; nothing of it is true of real ones."""
+    campaigns = (await watch.ask("notifier", "/v1/campaigns"))["items"]
+    results = [(c["id"], await watch.ask("notifier", f"/v1/campaigns/{c['id']}/results")) for c in campaigns]
+    return {"simulated": True, "campaigns": {name: told["lift"] for name, told in results if told["lift"]}}
 
 
 def events(watch: Watch) -> dict[str, Any]:
@@ -78,11 +111,11 @@ async def _pushes(watch: Watch, since_ms: int) -> dict[str, Any]:
     def total(state: str) -> int:
         return sum(row["messages"] for row in rows if row["state"] == state)
 
-    suppressed: dict[str, int] = {}
+    because: dict[str, dict[str, int]] = {"suppressed": {}, "failed": {}}
     campaigns: dict[str, dict[str, int]] = {}
     for row in rows:
-        if row["state"] == "suppressed":
-            suppressed[row["reason"]] = suppressed.get(row["reason"], 0) + row["messages"]
+        if (reasons := because.get(row["state"])) is not None:
+            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["messages"]
         states = campaigns.setdefault(row["campaign"], {})
         states[row["state"]] = states.get(row["state"], 0) + row["messages"]
     return {
@@ -90,8 +123,9 @@ async def _pushes(watch: Watch, since_ms: int) -> dict[str, Any]:
         "sent": total("sent"),
         "received_by_sandbox": (await watch.ask("sandbox", "/pushes/count"))["count"],
         "held_out": total("held_out"),
-        "suppressed": suppressed,
+        "suppressed": because["suppressed"],
         "failed": total("failed"),
+        "failed_because": because["failed"],
         "unknown": total("unknown"),
         "opened": sum(row["opened"] for row in rows),
         "campaigns": campaigns,
@@ -131,64 +165,3 @@ async def _versions(watch: Watch) -> dict[str, Any]:
         "pack": rules["pack"] if rules else None,
         "rules": rules["version"] if rules else None,
     }
-
-
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The summary as text, a fact a line."""
-    told, pushes, rates = found["events"], found["pushes"], found["rates"]
-    yield "What happened"
-    yield _line("events", {name: told[name] for name in ("posted", "accepted", "rejected", "duplicates")})
-    if told["rejected_because"]:
-        yield _line("  rejected", told["rejected_because"])
-    yield f"  {'users':<12} {found['users']:,}"
-    yield _line("  stage", found["stage"])
-    yield _line("  activity", found["activity"])
-    shares = ("activation_percent", "repeat_percent", "loyal_percent")
-    yield f"  {'rates':<12} " + ", ".join(f"{name.removesuffix('_percent')} {rates[name]:g} %" for name in shares)
-    if shop := found.get("commerce"):
-        yield _line("shop", {**shop, "revenue": f"{shop['revenue'] / 100:,.2f}"})
-    top = [f"{c['name']}, {c['state']} ({c['relation']}) {c['users']}" for c in found["cohorts"][:5]]
-    if top:
-        yield f"  {'cohorts':<12} " + "; ".join(top)
-    if alerts := found.get("alerts"):
-        yield (
-            f"  {'alerts':<12} {alerts['features']} in the feed, {alerts['actual']} actual: {alerts['marine']} marine, "
-            f"{alerts['land']} land; {alerts['chains']} chains"
-        )
-        yield (
-            f"  {'':<12} {alerts['matched']} hold in known cities, {alerts['told']} of them severe, in "
-            f"{alerts['cities_matched']:,} cities; {alerts['users_matched']:,} users live there or added them"
-        )
-    names = ("planned", "sent", "received_by_sandbox", "held_out", "opened")
-    yield _line("pushes", {name.replace("_", " "): pushes[name] for name in names})
-    for trouble in ("failed", "unknown"):
-        if pushes[trouble]:
-            yield _line(f"  {trouble}", {"pushes": pushes[trouble]})
-    yield _line("  suppressed", pushes["suppressed"] or {"none": 0})
-    for campaign, states in pushes["campaigns"].items():
-        yield _line(f"  {campaign}", states)
-    seconds = {name: f"{value:.1f} s" for name, value in found["seconds"].items() if value is not None}
-    yield _line("time", seconds)
-
-
-def _line(label: str, values: Mapping[str, Any]) -> str:
-    head = label if label.startswith("  ") else f"  {label}"
-    shown = (f"{name} {n:,}" if isinstance(n, int) else f"{name} {n}" for name, n in values.items())
-    return f"{head:<14} " + ", ".join(shown)
-
-
-def curl(gateway: str, write_key: str, user_id: str) -> str:
-    """A command that makes a new user open the app, who is then welcomed by a push."""
-    event = {
-        "userId": user_id,
-        "event": "Application Opened",
-        "context": {
-            "device": {"id": f"phone-{user_id}", "type": "ios", "token": f"token-{user_id}"},
-            "locale": "en-US",
-            "timezone": "America/New_York",
-        },
-    }
-    return (
-        f"curl -u {write_key}: -H 'Content-Type: application/json' \\\n"
-        f"    -d '{json.dumps(event)}' \\\n    {gateway}/v1/track"
-    )

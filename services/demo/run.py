@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 import typer
 
-from services.demo import drive, forecasts, phones, report, weather
+from services.demo import closing, drive, forecasts, phones, report, weather
 from services.demo.drive import Gateway, Inbox, Phones
 from services.demo.past import Past
 from services.demo.progress import Progress
@@ -104,6 +104,7 @@ class Demo:
         ticker = asyncio.create_task(self._tick(), name="progress")
         try:
             self._doing = "phones set up their cities"
+            await self._inbox.bury(person.token for person in self._phones.everyone if person.deleted and person.token)
             await self._phones.set_up(with_history=not self._past.known)
             if self._shop and not self._past.known:
                 self._doing = "the shop's orders of earlier years are imported"
@@ -115,9 +116,13 @@ class Demo:
                 await self._watch.tell("notifier", "/v1/context", self._feed())
             else:
                 self._doing = "people use the app"
+            await self._phones.come_back()
             await self._phones.use(self._wishes.rate, round(self._wishes.rate * self._wishes.seconds))
             self._doing = "everything comes to rest"
             settled = await until(self._at_rest, SETTLE_SECONDS)
+            # only once nothing is under way to them, or it would depend on the moment whether it arrives
+            await self._inbox.bury(await self._phones.leave())
+            settled = await until(self._at_rest, SETTLE_SECONDS) and settled
         finally:
             ticker.cancel()
             self._progress.rest()
@@ -126,7 +131,8 @@ class Demo:
             "first_push": None if self._inbox.first_after is None else round(self._inbox.first_after, 2),
             "total": round(monotonic() - self._began, 2),
         }
-        return await report.summary(self._watch, seconds, self._since_ms, arrived and settled)
+        stages = [stage.id for pack in self._installation.options.packs for stage in load_pack(pack).stages]
+        return await report.summary(self._watch, seconds, self._since_ms, arrived and settled, stages)
 
     async def _wants_alerts(self) -> bool:
         """Whether a campaign of the pack waits for the weather."""
@@ -147,24 +153,18 @@ class Demo:
         )
 
     async def _tick(self) -> None:
-        """The moving line."""
+        """The moving display."""
         while True:
             # a service may be starting again
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
-                await self._watch.meters.read()
-                told = report.events(self._watch)
-                pushes = (await self._inbox.count())["count"]
-                done = told["accepted"] + told["rejected"]
-                self._progress.now(
-                    f"{self._doing}: {told['posted']:,} events posted, {done:,} decided, {pushes:,} pushes arrived"
-                )
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError, Transient):
+                self._progress.now(self._doing, await report.figures(self._watch, self._since_ms))
             await asyncio.sleep(1.0)
 
     def tell(self, found: dict[str, Any]) -> None:
         """Says what happened, and writes the summary where it was asked for."""
         file = self._wishes.json_file
         aside = file is not None and str(file) == "-"
-        for line in (*report.lines(found), "", *self._where()):
+        for line in (*closing.lines(found), "", *self._where()):
             typer.echo(line, err=aside)
         if file is not None:
             text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
@@ -175,20 +175,17 @@ class Demo:
                 file.write_text(text)
 
     def _where(self) -> list[str]:
-        status = self._installation.status
-        urls = [(name, status[name]) for name in ("gateway", "segmenter", "notifier", "ingest", "sandbox")]
-        home = f"--home {self._installation.home.path}"
-        out = ["Where it is"]
-        out += [f"  {name:<10} {url}" for name, url in urls]
-        out += [f"  {'API docs':<10} {status['segmenter']}/docs, {status['notifier']}/docs"]
-        out += [f"  {'admin key':<10} {status['admin_key']}  (Authorization: Bearer …)"]
-        out += ["", "One more push" + (" (while it runs, without --once)" if self._wishes.once else "")]
-        out += [f"  {report.curl(status['gateway'], status['write_key'], fresh_id('you-'))}"]
-        out += ["", "More"]
-        out += [] if self._shop else [f"  perennial demo {home} alert 'Tornado Warning' 'Dallas, TX'"]
-        out += [] if self._shop else [f"  perennial demo {home} forecast 'Dallas, TX'"]
-        out += [f"  perennial follow {user} {home}"] if (user := self._inbox.someone()) else []
-        return out
+        here = closing.as_typed(sys.argv[0], self._installation.home.path, Path.cwd())
+        return list(
+            closing.where(
+                self._installation.status,
+                here,
+                fresh_id()[:6],
+                someone=self._inbox.someone(),
+                shop=self._shop,
+                once=self._wishes.once,
+            )
+        )
 
     async def go_on(self) -> None:
         """A gentle trickle until the end; says what arrives. It begins with a morning, whatever the hour."""

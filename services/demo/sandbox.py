@@ -15,12 +15,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.resources import files
 
+import aiohttp
 import msgspec
 from aiohttp import web
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.demo.sandbox_store import Behaviour, Behaviours, Mailbox, Tokens, message_name
+from services.demo.sandbox_why import Untold, Why
 from services.demo.sandbox_wire import (
     Answer,
     Invalid,
@@ -48,13 +50,17 @@ class SandboxSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PERENNIAL_SANDBOX_", extra="ignore")
 
     port: int = Field(8090, description="port of the push sandbox")
+    notifier: str = Field("", description="address of the notifier, asked why a push was sent")
+    segmenter: str = Field("", description="address of the segmenter, asked what caused it")
+    admin_key: str = Field("", description="key to ask them with; it is not told to the browser")
 
 
 class Sandbox:
-    """The HTTP application; `real_ms` is the machine's clock, as tokens and arrival times are real."""
+    """The HTTP application; `real_ms` is the machine's clock, as tokens and arrival times are real. `why` tells what
+    pushes were sent for (None: nobody can)."""
 
-    def __init__(self, real_ms: Callable[[], int]) -> None:
-        self._real_ms = real_ms
+    def __init__(self, real_ms: Callable[[], int], why: Why | None = None) -> None:
+        self._real_ms, self._why = real_ms, why
         self.mailbox = Mailbox()
         self.behaviours = Behaviours()
         self.tokens = Tokens()
@@ -74,6 +80,8 @@ class Sandbox:
         add("GET", "/pushes", self._pushes)
         add("DELETE", "/pushes", self._clear)
         add("GET", "/pushes/count", self._count)
+        add("GET", r"/pushes/{n:\d+}/why", self._told_why)
+        add("DELETE", "/devices/{token}", self._uninstall)
         add("PUT", "/behaviour", self._behave)
         add("GET", "/behaviour", self._behaviour)
         add("GET", "/healthz", self._healthz)
@@ -187,6 +195,24 @@ class Sandbox:
         told = {"count": sum(box.counts.values()), "kept": len(box), "last": box.last, "by_provider": box.counts}
         return _response(Answer(200, encode(told)))
 
+    async def _told_why(self, request: web.Request) -> web.Response:
+        """What the push with this number goes back to; for the page's button."""
+        arrived = self.mailbox.get(int(request.match_info["n"]))
+        message_id = str(arrived.data.get("message_id", "")) if arrived is not None else ""
+        if not message_id:
+            return _error("unknown_push", "no push with a message id is kept under this number", 404)
+        if self._why is None:
+            return _error("on_its_own", "this sandbox has no installation to ask", 503)
+        try:
+            return _response(Answer(200, encode(await self._why.of(message_id))))
+        except Untold as error:
+            return _error(error.code, str(error), error.status)
+
+    async def _uninstall(self, request: web.Request) -> web.Response:
+        """The app is deleted from this phone: from now on its token is dead, as FCM and APNs tell it."""
+        self.behaviours.bury(request.match_info["token"])
+        return _response(Answer(200, b"{}"))
+
     async def _behave(self, request: web.Request) -> web.Response:
         try:
             self.behaviours.set(msgspec.json.decode(await request.read(), type=Behaviour))
@@ -250,7 +276,9 @@ async def main() -> int:
     installation, settings = load(Installation), load(SandboxSettings)
     logs.configure("sandbox", installation.log_level)
     stack = AsyncExitStack()
-    port = await start(Sandbox(Clock().real_ms), stack, installation.bind, settings.port)
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    why = Why(session, settings.notifier, settings.segmenter, settings.admin_key)
+    port = await start(Sandbox(Clock().real_ms, why), stack, installation.bind, settings.port)
     log.info("listening", extra={"fields": {"host": installation.bind, "port": port}})
     return await Supervisor(stack).run()
 

@@ -62,6 +62,11 @@ class Mailbox:
         self.counts[provider] += 1
         return arrived
 
+    def get(self, n: int) -> Arrived | None:
+        """Push number `n`, while it is kept."""
+        at = n - (self._next - len(self._kept))
+        return self._kept[at] if 0 <= at < len(self._kept) else None
+
     def since(self, n: int, token: str | None, limit: int) -> tuple[list[Arrived], int | None]:
         """Those after `n`, oldest first, and the cursor to go on from (None: no more for now)."""
         first = self._next - len(self._kept)
@@ -86,15 +91,22 @@ class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 OK = Behaviour()
+DEAD = Behaviour("unregistered")
 
 
 class Behaviours:
     """What each provider does next. The share is met exactly and without chance, so that a run can be
-    repeated: every 1/share-th push for failures of the service, a fixed share of all tokens for dead ones."""
+    repeated: every 1/share-th push for failures of the service, a fixed share of all tokens for dead ones. Tokens that
+    were buried are dead whatever else is asked for."""
 
     def __init__(self) -> None:
         self.current: dict[Provider, Behaviour] = dict.fromkeys(PROVIDERS, OK)
         self._owed: dict[Provider, float] = dict.fromkeys(PROVIDERS, 0.0)
+        self._buried: set[str] = set()
+
+    def bury(self, token: str) -> None:
+        """The app is gone from the phone that had this token."""
+        self._buried.add(token)
 
     def set(self, behaviour: Behaviour) -> None:
         for provider in (behaviour.provider,) if behaviour.provider else PROVIDERS:
@@ -102,6 +114,8 @@ class Behaviours:
             self._owed[provider] = 0.0
 
     def next(self, provider: Provider, token: str) -> Behaviour:
+        if token in self._buried:
+            return DEAD
         behaviour = self.current[provider]
         if behaviour.share >= 1:
             return behaviour

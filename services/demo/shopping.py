@@ -70,8 +70,8 @@ class Browsing(Visit):
 
 
 def visits(seed: int, run: int, everyone: Sequence[Person]) -> Iterator[Visit]:
-    """Visits for ever, by those who use the app today."""
-    about = [person for person in everyone if person.opens_today]
+    """Visits for ever, by those who use the app today and keep it."""
+    about = [person for person in everyone if person.opens_today and not person.leaves]
     draw = random.Random(f"shopping:{seed}:{run}")  # noqa: S311
     number = 0
     while about:

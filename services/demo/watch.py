@@ -13,10 +13,9 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.local.database import connected
 from services.local.up import Installation
 from shared.contracts.topics import Topic
-from shared.data.db import Connection
+from shared.data.db import Pool, connect_pool
 from shared.kafka.log_reader import LogReader
 from shared.process.clock import monotonic
 from shared.process.errors import Transient
@@ -76,9 +75,7 @@ class Meters:
 class Watch:
     """One running installation, looked at from outside."""
 
-    def __init__(
-        self, installation: Installation, http: aiohttp.ClientSession, database: Connection, log: LogReader
-    ) -> None:
+    def __init__(self, installation: Installation, http: aiohttp.ClientSession, database: Pool, log: LogReader) -> None:
         self.installation, self.database, self._session, self._log = installation, database, http, log
         self.meters = Meters(
             http, {name: installation.url(name) for name in ("gateway", "ingest", "segmenter", "notifier")}
@@ -120,7 +117,7 @@ async def watching(installation: Installation, http: aiohttp.ClientSession) -> A
     reader = LogReader(installation.kafka)
     await reader.start()
     try:
-        async with connected(installation.dsn) as database:
+        async with await connect_pool(installation.dsn, size=2) as database:
             yield Watch(installation, http, database, reader)
     finally:
         await reader.stop()

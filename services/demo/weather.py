@@ -34,17 +34,21 @@ def feed(now_ms: int, run: int = 0) -> dict[str, Any]:
 
 
 def find_city(text: str, gazetteer: Gazetteer) -> Place:
-    """The city a person means; LocalError when there is none."""
+    """The city a person means; LocalError with what they may have meant when there is none."""
     found = gazetteer.get(gazetteer.normalise(text) or 0)
     if found is None:
-        raise LocalError(f"no city {text!r} is known; name it as in: Dallas, TX")
+        like = " or ".join(named(place) for place in gazetteer.spelled_like(text))
+        raise LocalError(f"no city {text!r} is known; " + (f"{like}?" if like else "name it as in: Dallas, TX"))
     return found
+
+
+def named(place: Place) -> str:
+    return f"{place.name}, {place.state}" if place.state else place.name
 
 
 def alert(event: str, city: Place, now_ms: int) -> dict[str, Any]:
     """An alert for one city, for an hour, in the form of `POST /v1/context`."""
     name = event.strip().title()
-    where = f"{city.name}, {city.state}" if city.state else city.name
     return {
         "id": fresh_id("demo-"),
         "kind": "alert",
@@ -52,5 +56,5 @@ def alert(event: str, city: Place, now_ms: int) -> dict[str, Any]:
         "severity": "Extreme" if name.lower() in EXTREME else "Severe",
         "starts_at": iso(now_ms),
         "ends_at": iso(now_ms + 3_600_000),
-        "data": {"event": name, "headline": f"{name} for {where} for the next hour", "urgency": "Immediate"},
+        "data": {"event": name, "headline": f"{name} for {named(city)} for the next hour", "urgency": "Immediate"},
     }

@@ -1,4 +1,4 @@
-"""What the child processes are told: one environment for all of them."""
+"""What the child processes are told: one environment for all of them, and what only the push sandbox is told."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def environment(
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     env["PYTHONUNBUFFERED"] = "1"
     return env
+
+
+def sandbox_environment(notifier: str, segmenter: str, admin_key: str) -> dict[str, str]:
+    """What the push sandbox asks with why a push was sent."""
+    return {
+        "PERENNIAL_SANDBOX_NOTIFIER": notifier,
+        "PERENNIAL_SANDBOX_SEGMENTER": segmenter,
+        "PERENNIAL_SANDBOX_ADMIN_KEY": admin_key,
+    }
 
 
 def write_fcm_account(home: Home, sandbox_url: str) -> None:

@@ -25,7 +25,7 @@ from services.local.apache import ApacheKafka
 from services.local.broker import EmbeddedBroker
 from services.local.children import Children, Say, ending, pause_seconds
 from services.local.database import connected
-from services.local.environment import environment, write_fcm_account
+from services.local.environment import environment, sandbox_environment, write_fcm_account
 from services.local.home import OFFSETS, Home, check_ports
 from services.local.postgres import EmbeddedPostgres
 from services.local.program import LocalError
@@ -199,6 +199,9 @@ class Installation:
         )
         mourn = partial(groups.dismiss, self.kafka, self.options.names) if embedded else None
         self.children = Children(commands, env, self.home.logs, self.say, self.changed, mourn)
+        if "sandbox" in commands:
+            asked = sandbox_environment(self.url("notifier"), self.url("segmenter"), self.keys.admin)
+            self.children.program("sandbox").env |= asked
         stack.push_async_callback(self.children.stop)
         await self.children.start()
         stack.push_async_callback(self._stop_watching)

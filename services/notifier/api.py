@@ -76,10 +76,12 @@ def _context_routes(
 
     @router.get("/v1/context", tags=["context"])
     async def contexts(
-        kind: Literal["", "nws", "alert", "forecast", "trigger"] = "", limit: int = Query(100, ge=1, le=10_000)
+        kind: Literal["", "nws", "alert", "forecast", "trigger"] = "",
+        context_id: str = Query("", alias="id"),
+        limit: int = Query(100, ge=1, le=10_000),
     ) -> dict[str, Any]:
-        """Context events as they were judged, and the forecasts that are known, newest first."""
-        return {"items": await queries.context_events(pool, kind, limit), "next": None}
+        """Context events as they were judged, and the forecasts that are known, newest first; with `id`, that one."""
+        return {"items": await queries.context_events(pool, kind, limit, context_id), "next": None}
 
 
 def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: Clock, shards: int) -> None:
@@ -94,6 +96,14 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
         """Messages with what caused them, by message id."""
         items = await queries.messages(pool, shards, user, campaign, state, cursor, limit)
         return {"items": items, "next": items[-1]["message_id"] if len(items) == limit else None}
+
+    @router.get("/v1/messages/{message_id}", tags=["messages"])
+    async def message(message_id: str) -> dict[str, Any]:
+        """One message with every gate and what caused it; its id is what the push and the tap carry."""
+        found = await queries.message(pool, message_id)
+        if found is None:
+            raise ApiError(404, "unknown_message", f"there is no message {message_id!r}")
+        return found
 
     @router.get("/v1/campaigns", tags=["campaigns"])
     async def campaigns() -> dict[str, Any]:

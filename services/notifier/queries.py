@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from services.notifier.messages import month_in
 from shared.contracts.identifiers import shard_of
 from shared.data.db import Pool
 from shared.process.clock import iso, iso_or_none
@@ -17,6 +18,10 @@ WHERE ($1 = '' OR (m.shard = $2 AND m.user_id = $1)) AND ($3 = '' OR m.campaign 
     AND m.message_id > $5
 ORDER BY m.message_id LIMIT $6
 """
+_MESSAGE = """
+SELECT m.*, r.context_id, r.log_id AS context_log_id, r.context_offset
+FROM notifier.message m LEFT JOIN notifier.run r ON r.run_id = m.run_id WHERE m.month = $1 AND m.message_id = $2
+"""
 # a forecast stands once for each of its cities, and only where it still holds or will
 _CONTEXT = """
 SELECT * FROM (
@@ -25,7 +30,7 @@ SELECT * FROM (
     UNION ALL
     SELECT context_id, 'forecast', '', log_id, context_offset, 'matched', count(*)::int, min(body::text), received_at
     FROM notifier.forecast WHERE $2 IN ('', 'forecast') GROUP BY context_id, log_id, context_offset, received_at
-) AS told ORDER BY received_at DESC, context_offset DESC LIMIT $1
+) AS told WHERE $3 = '' OR context_id = $3 ORDER BY received_at DESC, context_offset DESC LIMIT $1
 """
 _RUNS = """
 SELECT r.run_id, r.occurrence, r.zone, r.context_id, r.campaign_version, r.occurred_at, r.valid_until,
@@ -45,6 +50,11 @@ async def messages(
     """Messages, each with the ledger row (shard, gen, seq) it goes back to, and the raw record or the run."""
     shard = shard_of(user, shards) if user else 0
     return [_message(dict(row)) for row in await pool.fetch(_MESSAGES, user, shard, campaign, state, after, limit)]
+
+
+async def message(pool: Pool, message_id: str) -> dict[str, Any] | None:
+    row = await pool.fetchrow(_MESSAGE, month_in(message_id), message_id)
+    return None if row is None else _message(dict(row))
 
 
 def _message(row: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def _message(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def context_events(pool: Pool, kind: str, limit: int) -> list[dict[str, Any]]:
+async def context_events(pool: Pool, kind: str, limit: int, context_id: str = "") -> list[dict[str, Any]]:
     return [
         {
             "id": row["context_id"],
@@ -99,7 +109,7 @@ async def context_events(pool: Pool, kind: str, limit: int) -> list[dict[str, An
             "received_at": iso(row["received_at"]),
             "context": {"log_id": row["log_id"], "offset": row["context_offset"]},
         }
-        for row in await pool.fetch(_CONTEXT, limit, kind)
+        for row in await pool.fetch(_CONTEXT, limit, kind, context_id)
     ]
 
 

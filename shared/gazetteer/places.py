@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gzip
 import math
@@ -190,6 +191,27 @@ class Gazetteer:
         return (not states or states == {place.state}) and all(
             country == place.country or (country == "US" and place.country in US_COUNTRIES) for country in countries
         )
+
+    def namesakes(self, city_id: int) -> tuple[Place, ...]:
+        """Other cities of the same name, most populous first."""
+        name = key(self._places[city_id].name)
+        return tuple(self._places[other] for other in self._own.get(name, ()) if other != city_id)
+
+    def spelled_like(self, city: str, most: int = 3) -> tuple[Place, ...]:
+        """Cities whose names look most like this one's, most populous first; one of each name. In the state that
+        follows a comma, where it is one. For people who mistyped: it looks at every name there is."""
+        head, _, tail = city.partition(",")
+        state = state_code(tail)
+        names = [
+            name
+            for name, ids in self._own.items()
+            if state is None or any(self._places[city_id].state == state for city_id in ids)
+        ]
+        found = []
+        for name in difflib.get_close_matches(key(head), names, n=most, cutoff=0.75):
+            ids = [c for c in self._own[name] if state in (None, self._places[c].state)]
+            found.append(self._places[ids[0]])
+        return tuple(sorted(found, key=lambda place: -place.population))
 
     def nearest(self, lat: float, lon: float) -> int | None:
         """The city a point lies in or next to; None when no centre is within 50 km, or the point is impossible.

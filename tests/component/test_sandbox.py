@@ -250,6 +250,24 @@ def test_a_share_of_failures_is_met_exactly() -> None:
     assert modes[:10].count("500") == 1
 
 
+async def test_a_phone_without_the_app_answers_as_fcm_does_and_only_that_phone(client: Client) -> None:
+    """Its token is dead, whatever else the sandbox was told to do."""
+    bearer = await client.bearer()
+    await client.ask("PUT", "/behaviour", json={"mode": "500"})
+    assert (await client.ask("DELETE", "/devices/t%2F1"))[0] == 200
+    status, answer = await client.send(bearer, {"token": "t/1"})
+    assert (status, answer["error"]["details"][0]["errorCode"]) == (404, "UNREGISTERED")
+    assert (await client.send(bearer, {"token": "t2"}))[0] == 500
+
+
+async def test_why_is_answered_for_what_arrived_and_by_an_installation_only(client: Client) -> None:
+    """By itself the sandbox says so; a made-up number asks nobody."""
+    client.sandbox.mailbox.add("fcm", Told("t", data={"message_id": "2601-abc"}), REAL_MS())
+    client.sandbox.mailbox.add("fcm", Told("t"), REAL_MS())
+    assert [(await client.ask("GET", f"/pushes/{n}/why"))[0] for n in (1, 2, 3, 10**30)] == [503, 404, 404, 404]
+    assert (await client.ask("GET", "/pushes/1/why"))[1]["code"] == "on_its_own"
+
+
 def test_a_dead_token_stays_dead() -> None:
     behaviours = Behaviours()
     behaviours.set(Behaviour("unregistered", share=0.3))

@@ -92,7 +92,16 @@ async def test_the_same_seed_gives_the_same_counts(tmp_path: Path) -> None:
     assert events["rejected"] > 0 < events["duplicates"]
     assert (alerts["features"], alerts["actual"], alerts["land"] + alerts["marine"]) == (529, 529, 529)
     assert pushes["sent"] == pushes["received_by_sandbox"] > 0
-    assert pushes["planned"] == pushes["sent"] + pushes["held_out"] + sum(pushes["suppressed"].values())
+    suppressed = sum(pushes["suppressed"].values())
+    assert pushes["planned"] == pushes["sent"] + pushes["held_out"] + suppressed + pushes["failed"]
+    # apps deleted before: the provider says so, once each
+    assert pushes["failed_because"] == {"token_dead": pushes["failed"]} and pushes["failed"] > 0
+    assert first["activity"]["uninstalled"] > 0
+    win_back = first["lift"]["campaigns"]["win_back"]
+    sent, out = pushes["campaigns"]["win_back"]["sent"], pushes["campaigns"]["win_back"]["held_out"]
+    assert win_back["treated"]["users"] == sent + pushes["failed"]
+    assert (win_back["holdout"]["users"], win_back["enough"]) == (out, False)
+    assert win_back["treated"]["opened"] > 0
     assert pushes["campaigns"]["severe_alert"].get("held_out", 0) == 0
     assert len(first["cohorts"]) == 10
 
@@ -115,6 +124,11 @@ async def until(stream: asyncio.StreamReader, word: str) -> list[str]:
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return json.load(answer)
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read().decode())
 
 
 def curl_of(lines: list[str]) -> list[str]:
@@ -142,12 +156,21 @@ async def test_it_goes_on_takes_a_curl_and_an_alert_and_leaves_no_process(tmp_pa
             while not (found := get(f"{status['sandbox']}/pushes?token={token}")["items"]):
                 await asyncio.sleep(0.05)
         assert found[0]["data"]["campaign"] == "welcome"
+        why = get(f"{status['sandbox']}/pushes/{found[0]['n']}/why")
+        assert why["message"]["message_id"] == found[0]["data"]["message_id"]
+        assert (why["ledger"]["kind"], why["ledger"]["to"], why["context"]) == ("stage_changed", "acquire", None)
+        assert why["ledger"]["raw"]["offset"] == why["message"]["cause"]["raw"]["offset"]
+        assert [gate["gate"] for gate in why["message"]["gates"]][-1] == "caps"
+        assert status["admin_key"] not in json.dumps(why) + read(f"{status['sandbox']}/")
 
         told = await perennial("demo", "alert", "tornado warning", "New York", "--home", str(home))
         out, err = await told.communicate()
         assert told.returncode == 0, err.decode()
         assert "Tornado Warning for New York City, NY" in out.decode()
-        assert "pushes sent" in out.decode()
+        assert "pushes sent: " in out.decode()
+        alerted = get(f"{status['sandbox']}/pushes?since={found[0]['n']}")["items"]
+        why = get(f"{status['sandbox']}/pushes/{alerted[-1]['n']}/why")
+        assert (why["context"]["facts"]["event"], why["ledger"]["kind"]) == ("Tornado Warning", "cohort_entered")
 
         # whatever the hour is
         await until(process.stderr, "morning_forecast, as if it were its hour everywhere")

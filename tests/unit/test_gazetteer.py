@@ -82,6 +82,19 @@ def test_what_is_not_known_is_not_guessed(places: Gazetteer, told: tuple[str, ..
     assert places.normalise(*told) is None
 
 
+def test_whoever_mistypes_is_told_what_there_is(places: Gazetteer) -> None:
+    springfield = places.normalise("Springfield")
+    assert springfield is not None
+    assert [(p.name, p.state) for p in places.namesakes(springfield)][:2] == [
+        ("Springfield", "MA"),
+        ("Springfield", "IL"),
+    ]
+    assert springfield not in [p.city_id for p in places.namesakes(springfield)]
+    assert [(p.name, p.state) for p in places.spelled_like("Springfeild, IL")] == [("Springfield", "IL")]
+    assert places.spelled_like("Houton")[0].name == "Houston"
+    assert places.spelled_like("") == places.spelled_like("78701") == ()
+
+
 def test_county_codes(places: Gazetteer) -> None:
     """Against codes published by the Census Bureau, not against the file."""
     for city_id, code in ((NEW_YORK, "036061"), (LOS_ANGELES, "006037"), (CHICAGO, "017031"), (SAN_JUAN, "072127")):

@@ -75,7 +75,7 @@ def test_weather_speaks_the_contract() -> None:
     severe = campaigns["severe_alert"]
     assert severe.safety and severe.holdout_percent == 0 and isinstance(severe.trigger, AlertTrigger)
     assert severe.trigger.relations == ["default", "added"] and severe.trigger.severity == ["Extreme", "Severe"]
-    assert campaigns["win_back"].holdout_percent == campaigns["thank_you"].holdout_percent == 10
+    assert (campaigns["win_back"].holdout_percent, campaigns["thank_you"].holdout_percent) == (20, 10)
     assert all({"en", "es", "fr"} <= set(c.templates) for c in rules.campaigns)
 
 
@@ -274,10 +274,10 @@ def test_nonsense_is_a_fault_not_a_crash(tmp_path: Path, text: str) -> None:
 
 def test_diff_names_what_changed() -> None:
     old = load_pack("weather")
-    changed = [msgspec.structs.replace(c, holdout_percent=20.0) if c.id == "win_back" else c for c in old.campaigns]
+    changed = [msgspec.structs.replace(c, holdout_percent=30.0) if c.id == "win_back" else c for c in old.campaigns]
     new = msgspec.structs.replace(old, campaigns=changed, segments=old.segments[1:])
     lines = diff(old, new)
-    assert "~ campaigns.win_back.holdout_percent: 10.0 → 20.0" in lines
+    assert "~ campaigns.win_back.holdout_percent: 20.0 → 30.0" in lines
     assert any(line.startswith("- segments.newcomers") for line in lines)
     assert diff(old, old) == []
     assert all(line.startswith("+") for line in diff(None, old))
