@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import cli_bench, cli_definitions, cli_inspect
+from services import cli_bench, cli_definitions, cli_inspect, cli_letters
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
 from services.local.home import Home
 
@@ -29,6 +29,7 @@ app.add_typer(demo_app, name="demo")
 cli_definitions.register(app)
 cli_inspect.register(app)
 cli_bench.register(app)
+cli_letters.register(app)
 
 KafkaOption = Annotated[
     str,

@@ -1,9 +1,9 @@
-"""Commands that follow what happened: one user's road, refused events, lost records, a restored or lost database."""
+"""Commands that follow what happened: one user's road, lost records, a restored or lost database."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from services.local import trail
 from services.local.program import LocalError
 from shared.contracts.identifiers import shard_of
 from shared.contracts.topics import SPECS, Topic
-from shared.process.clock import iso
-
-dlq = typer.Typer(help="Dead letters: events that were refused, with their reasons.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +19,6 @@ def register(app: typer.Typer) -> None:
     app.command("repair")(repair)
     app.command("restore")(restore)
     app.command("rebuild")(rebuild)
-    app.add_typer(dlq, name="dlq")
 
 
 @command
@@ -101,60 +97,3 @@ async def rebuild(
     async with target.log() as reader:
         await rebuilding.rebuild(target.dsn, reader, target.names, shards, say)
     typer.echo(f"rebuilt: {len(shards)} of {target.shards} shards")
-
-
-@dlq.command("list")
-@command
-async def list_letters(
-    reason: Annotated[str, typer.Option(help="Only reasons that begin so.")] = "",
-    user: Annotated[str, typer.Option(help="Only this user's.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """List refused events, newest first."""
-    async with Target(home).database() as connection:
-        letters = await trail.dead_letters(connection, reason, user, limit)
-    if as_json:
-        typer.echo(json.dumps({"items": letters, "next": None}, indent=2))
-        return
-    for letter in letters:
-        where = f"raw {letter['raw']['partition']}/{letter['raw']['offset']}"
-        typer.echo(f"{letter['recorded_at']}  {where:<14} {letter['reason']:<32} {letter['user_id']}")
-    if not letters:
-        typer.echo("no event was refused")
-
-
-@dlq.command("show")
-@command
-async def show_letter(
-    partition: Annotated[int, typer.Argument(min=0, help="Partition of the raw topic, from `dlq list`.")],
-    offset: Annotated[int, typer.Argument(min=0, help="Offset in it.")],
-    home: HomeOption = DEFAULT_HOME,
-) -> None:
-    """Show one raw event, with its values masked."""
-    target = Target(home)
-    async with target.log() as reader:
-        topic = target.names.topic(Topic.RAW)
-        if partition >= await reader.partitions(topic):
-            raise LocalError(f"{topic} has no partition {partition}")
-        record = (await reader.at(topic, {partition: offset}))[partition]
-    if record is None:
-        raise LocalError(f"{topic} {partition} holds no record {offset} (any more)")
-    headers = {name: value.decode(errors="replace") for name, value in record.headers}
-    typer.echo(
-        json.dumps({"headers": headers, "received_at": header_instant(headers), "event": event(record.value)}, indent=2)
-    )
-
-
-def header_instant(headers: dict[str, str]) -> str | None:
-    text = headers.get("received_at", "")
-    return iso(int(text)) if text.isdigit() else None
-
-
-def event(value: bytes | None) -> Any:
-    """A raw event's bytes as they may be shown."""
-    try:
-        return trail.masked(json.loads(value or b""))
-    except ValueError:
-        return f"not JSON: {len(value or b'')} bytes"

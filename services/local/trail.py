@@ -25,27 +25,6 @@ _MEMBER = """
 SELECT city_id, relation, entered_seq FROM segmenter.cohort_member
 WHERE shard = $1 AND user_id = $2 AND city_id = ANY($3::int[]) AND relation = ANY($4::text[]) ORDER BY entered_seq
 """
-_DEAD = """
-SELECT shard, seq, user_id, payload, src, recorded_at FROM segmenter.ledger
-WHERE kind = 'dead_letter' AND starts_with(payload ->> 'reason', $1) AND ($2 = '' OR user_id = $2)
-ORDER BY recorded_at DESC, shard, seq DESC LIMIT $3
-"""
-SHOWN_KEYS = frozenset(
-    {
-        "type",
-        "event",
-        "messageId",
-        "timestamp",
-        "sentAt",
-        "originalTimestamp",
-        "name",
-        "channel",
-        "version",
-        "locale",
-        "timezone",
-    }
-)
-"""Of a raw event, what is shown as it is; anything else may be a person's."""
 
 
 async def road(connection: Connection, user: str, shard: int) -> dict[str, Any]:
@@ -145,30 +124,3 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
     out.append(f"ledger: {len(road['ledger'])} rows")
     out += [f"  {row['occurred_at']} {entry(row)}" for row in road["ledger"]]
     return out
-
-
-async def dead_letters(connection: Connection, reason: str, user: str, limit: int) -> list[dict[str, Any]]:
-    rows = await connection.fetch(_DEAD, reason, user, limit)
-    return [
-        {
-            "recorded_at": iso(row["recorded_at"]),
-            "user_id": row["user_id"],
-            "reason": json.loads(row["payload"]).get("reason", ""),
-            "raw": {"partition": row["shard"], "offset": row["src"]},
-            "shard": row["shard"],
-            "seq": row["seq"],
-        }
-        for row in rows
-    ]
-
-
-def masked(value: Any, key: str = "") -> Any:
-    """The same shape with every value hidden that `SHOWN_KEYS` does not name."""
-    if isinstance(value, dict):
-        return {str(name): masked(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [masked(inner, key) for inner in value]
-    if value is None or isinstance(value, bool) or key in SHOWN_KEYS:
-        return value
-    text = str(value)
-    return f"{text[:1]}… ({type(value).__name__}, {len(text)})"

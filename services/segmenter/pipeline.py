@@ -176,7 +176,7 @@ class Segmenter:
         """How old the first event of each shard's batch is, it being committed."""
         now = self._clock.now_ms()
         for several in decisions.values():
-            first = next((d for d in several if isinstance(d, Accepted)), None)
+            first = next((d for d in several if isinstance(d, Accepted) and d.mode != "replay"), None)
             if first is not None:
                 self._age.observe(max(0, now - first.received_at) / 1000)
 
@@ -211,10 +211,7 @@ class Segmenter:
             if isinstance(decision, Accepted):
                 self._event(draft, decision)
             elif isinstance(decision, Rejected):
-                draft.dead_letter(
-                    decision.user_id, decision.reason, decision.message_id, decision.source, decision.received_at,
-                    decision.src,
-                )  # fmt: skip
+                draft.dead_letter(decision)
             last = decision.src
         return last
 

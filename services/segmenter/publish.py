@@ -75,6 +75,7 @@ def dead_letter(row: LedgerRow) -> dict[str, Any]:
         "reason": row.payload["reason"],
         "raw": {"partition": row.shard, "offset": row.src},
         "source": row.payload["source"],
+        "replay": row.payload.get("replay", False),
         "recorded_at": iso(row.recorded_at),
         "shard": row.shard,
         "gen": row.gen,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from services.segmenter.domain.compiled import InForce
 from services.segmenter.domain.state import ROLES, Change, Cold, Daily, Hot, encode_cold, encode_hot
+from shared.contracts.events import Rejected
 from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
 from shared.data.shard_owner import Owner, Position
 
@@ -76,9 +77,15 @@ class Draft:
         state.last_tick = as_of
         self.ticks.append((state.shard, self.owner.next_seq, at_src, self.log_id, as_of, state.version))
 
-    def dead_letter(self, user_id: str, reason: str, message_id: str, source: str, at: int, src: int) -> None:
-        payload: dict[str, object] = {"reason": reason, "message_id": message_id, "source": source}
-        self._number(user_id, Change(DEAD_LETTER, payload, at, "event", message_id), src)
+    def dead_letter(self, refused: Rejected) -> None:
+        payload: dict[str, object] = {
+            "reason": refused.reason,
+            "message_id": refused.message_id,
+            "source": refused.source,
+            **({"replay": True} if refused.replay else {}),
+        }
+        change = Change(DEAD_LETTER, payload, refused.received_at, "event", refused.message_id)
+        self._number(refused.user_id, change, refused.src)
 
     def user(
         self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], daily: list[Daily], src: int

@@ -57,7 +57,8 @@ class RawAddress(msgspec.Struct, frozen=True):
 
 class DeadLetter(msgspec.Struct, frozen=True):
     """One event that was refused: where it lies and why, never what it says. `reason` is `code` or `code:detail`;
-    `source` names the write key; `prev_seq` is the dead letter before it in this topic (0: none)."""
+    `source` names the write key; `replay`: it was a dead letter before, and was refused again; `prev_seq` is the dead
+    letter before it in this topic (0: none)."""
 
     user_id: str
     reason: str
@@ -68,6 +69,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     gen: int
     seq: int
     prev_seq: int
+    replay: bool = False
 
 
 class PushOutcome(msgspec.Struct, frozen=True):

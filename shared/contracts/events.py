@@ -56,7 +56,8 @@ class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
 
 
 class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True, gc=False):
-    """Raw record `src` was refused; the bytes stay in raw, `reason` is `code` or `code:detail`."""
+    """Raw record `src` was refused; the bytes stay in raw, `reason` is `code` or `code:detail`. `replay`: it was a dead
+    letter before."""
 
     src: int
     prev: int
@@ -67,6 +68,7 @@ class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True, gc=False):
     reason: str
     received_at: int
     source: str
+    replay: bool = False
 
 
 class Moved(msgspec.Struct, array_like=True, tag="m", frozen=True, gc=False):

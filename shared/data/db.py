@@ -42,13 +42,13 @@ async def _keep(_: Connection) -> None:
     """Nothing here changes a session, so nothing has to be set back when it returns to the pool."""
 
 
-async def connect_pool(dsn: str, size: int = 6) -> Pool:
+async def connect_pool(dsn: str, size: int = 6, *, at_once: bool = True) -> Pool:
     """A pool whose sessions cannot hold a lock for long: a frozen owner must not block a takeover.
-    `Transient` while the server is away."""
+    `Transient` while the server is away; with `at_once=False` it connects when it is first used."""
     try:
         pool = await asyncpg.create_pool(
             dsn,
-            min_size=1,
+            min_size=int(at_once),
             max_size=size,
             timeout=10,
             command_timeout=60,

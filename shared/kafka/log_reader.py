@@ -4,7 +4,7 @@ outside any group."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -90,7 +90,7 @@ class LogReader:
         async with self._turn:
             return await self._guard(self._starts(topic, partitions))
 
-    async def behind(self, topic: str, offsets: Mapping[int, int]) -> AsyncIterator[list[InRecord]]:
+    async def behind(self, topic: str, offsets: Mapping[int, int]) -> AsyncGenerator[list[InRecord], None]:
         """Every record from each partition's offset up to its end, in pages; the order holds within a partition.
 
         The offsets lie between start and end. Nothing else can be asked before the last page was taken.

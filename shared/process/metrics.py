@@ -89,6 +89,12 @@ INGEST_DECISIONS = _counter(
 INGEST_REJECTIONS = _counter(
     "perennial_ingest_rejections_total", "Rejected events by reason code.", "See `perennial dlq list`.", "reason"
 )
+INGEST_REPLAYS = _counter(
+    "perennial_ingest_replays_total",
+    "Dead letters replayed: sent (into raw again), refused_still (by the rules in force), gone (their bytes).",
+    "gone: what is older than raw's retention cannot be replayed.",
+    "outcome",
+)
 INGEST_RESUMES = _counter(
     "perennial_ingest_resumes_total",
     "Partitions resumed from their last durable decision.",

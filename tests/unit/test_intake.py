@@ -199,7 +199,9 @@ def test_the_message_id_of_the_gateway_goes_before_the_events() -> None:
         (T0 - 4000 * DAY, None, "import", T0 - 4000 * DAY),
         (T0 - 4000 * DAY, T0 - DAY, "import", T0 - 4000 * DAY),
         (T0 + 2 * DAY, None, "import", "future"),
-        (T0 - 40 * DAY, None, "replay", T0 - 40 * DAY),
+        (T0 - HOUR, T0 - HOUR, "replay", T0),  # received once, judged by that
+        (T0 - 30 * DAY, None, "replay", T0 - 30 * DAY),
+        (T0 - 40 * DAY, None, "replay", "too_old"),
     ],
 )
 def test_an_events_time(timestamp: int | None, sent_at: int | None, mode: str, expected: int | str) -> None:

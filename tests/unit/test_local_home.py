@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.ingest.domain.masking import masked
 from services.local import keys
 from services.local.broker import broker_binary
 from services.local.children import ending, pause_seconds
@@ -16,7 +17,6 @@ from services.local.environment import environment, write_fcm_account
 from services.local.home import Home
 from services.local.migrate import alembic_address
 from services.local.program import LocalError, message_of
-from services.local.trail import masked
 
 
 def hold(path: Path, held: multiprocessing.synchronize.Event, let_go: multiprocessing.synchronize.Event) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 from services.ingest.consumer.pipeline import Pipeline
 from services.ingest.consumer.settings import Settings
 from services.ingest.domain.intake import Intake
+from services.ingest.letters.api import letters
+from services.ingest.letters.replayer import Replayer
+from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Names, Topic
 from shared.data.control import RulesBook
 from shared.data.db import Pool, connect_pool, is_moment
@@ -50,12 +53,16 @@ async def run() -> int:
     names, clock, health = Names(installation.prefix), Clock(installation.clock), Health()
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
-        supervisor.add("http", serve(service_app("ingest", health), installation.bind, settings.port))
-        pool = await _pool(installation.postgres)
-        if pool is not None:
-            stack.push_async_callback(pool.close)
+        # it decides without Postgres, also when it starts
+        pool = await connect_pool(installation.postgres, size=4, at_once=False)
+        stack.callback(pool.terminate)
+        letters_reader = LogReader(installation.kafka)
+        app = service_app("ingest", health, version="1")
+        app.include_router(letters(pool, letters_reader, names.topic(Topic.RAW), installation.shards))
+        supervisor.add("http", serve(app, installation.bind, settings.port))
         sender = await opened(stack, Sender(installation.kafka))
         reader = await opened(stack, LogReader(installation.kafka))
+        await opened(stack, letters_reader)
         await require_partitions(reader, installation, Topic.RAW, Topic.EVENTS)
         consumer = await opened(
             stack,
@@ -78,29 +85,22 @@ async def run() -> int:
             batch_records=settings.batch_records,
             time_seconds=settings.time_seconds,
         )
-        definitions = _Definitions(
-            pool, installation.postgres, pipeline, installation.shards, Path(installation.home), settings.rules_version
-        )
+        definitions = _Definitions(pool, pipeline, installation.shards, Path(installation.home), settings.rules_version)
         await patiently(definitions.refresh)
         supervisor.add("definitions", definitions.run())
         supervisor.add("pipeline", pipeline.run())
+        replayer = Replayer(
+            pool, letters_reader, sender, names.topic(Topic.RAW), pipeline.judge, clock, health, fresh_id("ingest-")
+        )
+        supervisor.add("replays", replayer.run())
         return await supervisor.run()
-
-
-async def _pool(dsn: str) -> Pool | None:
-    try:
-        return await connect_pool(dsn, size=2)
-    except Transient:
-        return None
 
 
 class _Definitions:
     """Follows rules versions and repair requests; neither is needed to go on deciding."""
 
-    def __init__(
-        self, pool: Pool | None, dsn: str, pipeline: Pipeline, shards: int, home: Path, fixed_version: int
-    ) -> None:
-        self._pool, self._dsn, self._pipeline, self._shards, self._fixed = pool, dsn, pipeline, shards, fixed_version
+    def __init__(self, pool: Pool, pipeline: Pipeline, shards: int, home: Path, fixed_version: int) -> None:
+        self._pool, self._pipeline, self._shards, self._fixed = pool, pipeline, shards, fixed_version
         self._book = RulesBook(home / "last-good" / "ingest-rules.json")
         self._gazetteer = load_gazetteer()
         self._in_use = 0
@@ -116,10 +116,8 @@ class _Definitions:
                 log.warning("%s", error)
 
     async def refresh(self) -> None:
-        self._pool = self._pool or await _pool(self._dsn)
         version = await self._book.refresh(self._pool)
         if self._fixed:
-            assert self._pool is not None
             version = self._fixed
             await self._book.get(self._pool, version)
         if version != self._in_use:
@@ -129,7 +127,7 @@ class _Definitions:
     async def _tell_sources(self) -> None:
         """Add what was decided of each source's events to `control.source_verdict`; gateways throttle by it."""
         found = self._pipeline.by_source()
-        if self._pool is None or not found:
+        if not found:
             return
         sources = sorted({source for source, _ in found if "\x00" not in source})[:_MOST_SOURCES]
         try:
@@ -142,8 +140,6 @@ class _Definitions:
                 raise
 
     async def _repairs(self) -> None:
-        if self._pool is None:
-            return
         try:
             for row in await self._pool.fetch(
                 "SELECT shard, after FROM control.repair WHERE topic = $1 AND done_at IS NULL", Topic.EVENTS.value

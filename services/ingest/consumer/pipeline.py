@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken
+from services.ingest.domain import replaying
+from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken, Verdict, raw_record
 from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRecord, decode_decision, encode
 from shared.contracts.identifiers import record_digest
 from shared.kafka.log_reader import LogReader
@@ -90,6 +91,11 @@ class Pipeline:
 
     def use_rules(self, version: int, intake: Intake) -> None:
         self._rules_version, self._intake = version, intake
+
+    def judge(self, raw: RawRecord) -> Verdict:
+        """What would be decided of this record now."""
+        assert self._intake is not None
+        return self._intake.judge(raw)
 
     def rewind(self, partition: int, after: int) -> bool:
         """Decide again everything behind raw offset `after`; False where the partition is not served here."""
@@ -219,8 +225,9 @@ class Pipeline:
             standing, last = self._partitions[p], polled.records[p][-1]
             standing.src, standing.digest = last.offset, record_digest(last.key, last.value)
             standing.rules = version
-            first = _raw(polled.records[p][0], self._clock.now_ms())
-            self._age.observe(max(0, self._clock.now_ms() - first.received_at) / 1000)
+            first = raw_record(polled.records[p][0], self._clock.now_ms())
+            if replaying.OF not in first.headers:
+                self._age.observe(max(0, self._clock.now_ms() - first.received_at) / 1000)
         for p, position in polled.positions.items():
             self._partitions[p].position = position
         if failed:
@@ -238,7 +245,7 @@ class Pipeline:
         counts: dict[str, int] = {}
         by_source = self._by_source
         for record in records:
-            raw = _raw(record, now)
+            raw = raw_record(record, now)
             digest = record_digest(record.key, record.value)
             verdict = intake.judge(raw)
             decision: Decision
@@ -259,10 +266,11 @@ class Pipeline:
             else:
                 decision = Rejected(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.reason,
-                    raw.received_at, verdict.source,
+                    raw.received_at, verdict.source, replaying.OF in raw.headers,
                 )  # fmt: skip
                 counts["rejected"] = counts.get("rejected", 0) + 1
-                by_source[verdict.source, False] += 1
+                if not decision.replay:
+                    by_source[verdict.source, False] += 1
                 INGEST_REJECTIONS.labels(verdict.reason.partition(":")[0]).inc()
                 key = record.key
             outgoing.append(Record(key, encode(decision)))
@@ -318,13 +326,6 @@ class Pipeline:
         standing.proof = None
         standing.said_at = now
         return proof.as_of
-
-
-def _raw(record: InRecord, now: int) -> RawRecord:
-    headers = dict(record.headers)
-    told = headers.get("received_at", b"")
-    received = int(told) if told.isdigit() and len(told) < 16 else record.timestamp
-    return RawRecord(record.partition, record.offset, record.key, record.value, headers, min(received, now))
 
 
 def _again(raw: RawRecord, verdict: Misplaced) -> Record:

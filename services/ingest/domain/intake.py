@@ -18,9 +18,12 @@ from services.ingest.domain.places import UNKNOWN_PLACE, Places, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
 from shared.contracts.rules import Rules, city_events
+from shared.kafka.records import InRecord
 from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
+_POSTED = ("live", "replay")
+"""Events of phones: their clocks are corrected and their age is bounded, by when they were received first."""
 MAX_TEXT = 1024
 _REMEMBERED_USERS = 32_768
 _REMEMBERED_PLACES = 8_192
@@ -43,6 +46,14 @@ class RawRecord(NamedTuple):
     value: bytes | None
     headers: Mapping[str, bytes]
     received_at: int
+
+
+def raw_record(record: InRecord, now: int) -> RawRecord:
+    """A record of raw as it was read. What was received when is the gateway's word, but never later than `now`."""
+    headers = dict(record.headers)
+    told = headers.get("received_at", b"")
+    received = int(told) if told.isdigit() and len(told) < 16 else record.timestamp
+    return RawRecord(record.partition, record.offset, record.key, record.value, headers, min(received, now))
 
 
 class Taken(NamedTuple):
@@ -195,11 +206,11 @@ class Intake:
             sent_at = (int(sent) if sent.isdecimal() else parse_instant(sent)) if sent else None
         except (ValueError, OverflowError):
             return "bad_timestamp"
-        if mode == "live" and sent_at is not None:
+        if mode in _POSTED and sent_at is not None:
             at = raw.received_at - (sent_at - at)
         if at > raw.received_at + self._future_ms:
             return "future"
-        if at < 0 or (mode == "live" and at < raw.received_at - self._too_old_ms):
+        if at < 0 or (mode in _POSTED and at < raw.received_at - self._too_old_ms):
             return "too_old"
         return min(at, raw.received_at)
 

@@ -17,7 +17,7 @@ def instead(decision: Decision) -> Decision:
         case Accepted():
             return Rejected(
                 decision.src, decision.prev, decision.digest, decision.rules, decision.user_id, decision.message_id,
-                NOT_DECIDED, decision.received_at, decision.source,
+                NOT_DECIDED, decision.received_at, decision.source, decision.mode == "replay",
             )  # fmt: skip
         case Rejected():
             return replace(decision, user_id="", message_id="", reason=NOT_KEPT, source="")
