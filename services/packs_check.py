@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from zoneinfo import ZoneInfo
 
 from services import packs_triggers
-from services.packs_triggers import BUILT_IN_SEGMENTS, Finding, unknown_stages
+from services.packs_triggers import BUILT_IN_SEGMENTS, Finding, delay_minutes, unknown_stages
 from services.packs_yaml import Fault, Place, Source
 from shared.contracts.rules import Campaign, Measure, QuietHours, Rules, Segment
 
@@ -151,6 +151,8 @@ def _campaign(campaign: Campaign, place: Place) -> Iterator[Finding]:
     if not 0 <= campaign.ttl_seconds <= MAX_TTL_SECONDS:
         yield (*place, "ttl_seconds"), f"{what}: ttl_seconds must be 0 to {MAX_TTL_SECONDS} (four weeks)", 0
 
+    if campaign.any_hour and delay_minutes(campaign.trigger):
+        yield (*place, "any_hour"), f"{what}: who is awake when the delay is over? expected false", 0
     if not 0 <= campaign.no_repeat_days <= 365:
         yield (*place, "no_repeat_days"), f"{what}: no_repeat_days must be 0 to 365, not {campaign.no_repeat_days}", 0
     if campaign.safety and campaign.no_repeat_days > 0:

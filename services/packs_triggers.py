@@ -13,6 +13,7 @@ from shared.contracts.rules import (
     SegmentExitTrigger,
     SegmentTrigger,
     StageTrigger,
+    Trigger,
     city_events,
 )
 
@@ -46,6 +47,11 @@ def check(campaign: Campaign, rules: Rules, place: Place) -> Iterator[Finding]:
     for number, segment in enumerate(wanted.not_segment):
         if segment in wanted.segment:
             yield (*at, "not_segment", number), f"{what}: {segment} is asked for and refused", 0
+
+
+def delay_minutes(trigger: Trigger) -> int:
+    """How long the campaign waits; 0 where its trigger knows no delay."""
+    return trigger.delay_minutes if isinstance(trigger, EventTrigger | SegmentTrigger | SegmentExitTrigger) else 0
 
 
 def unknown_stages(what: str, named: Iterable[str], rules: Rules, place: Place) -> Iterator[Finding]:

@@ -14,6 +14,9 @@ REASONS = {
     "no_consent": "opted out",
     "no_device": "no token",
     "cap": "sent enough today",
+    "gap": "sent something a moment ago",
+    "called_off": "what it waited for came, or it was no longer true",
+    "not_in_audience": "not whom the campaign is for",
     "token_dead": "the app was deleted; its token is forgotten",
 }
 """In a few words, where the reason alone may puzzle."""
@@ -74,7 +77,7 @@ def _pushes(pushes: Mapping[str, Any]) -> Iterator[str]:
         "pushes",
         f"{pushes['planned']:,} planned: {pushes['sent']:,} sent, {pushes['held_out']:,} held out, "
         f"{suppressed:,} suppressed, {pushes['failed']:,} failed"
-        + (f", {pushes['unknown']:,} unknown" if pushes["unknown"] else ""),
+        + "".join(f", {pushes[name]:,} {name}" for name in ("waiting", "held", "unknown") if pushes[name]),
     )
     yield _line("", f"{pushes['received_by_sandbox']:,} received by the sandbox, {pushes['opened']:,} opened")
     for label, reasons in (("suppressed", pushes["suppressed"]), ("failed", pushes["failed_because"])):

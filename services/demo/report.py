@@ -123,6 +123,8 @@ async def _pushes(watch: Watch, since_ms: int) -> dict[str, Any]:
         "sent": total("sent"),
         "received_by_sandbox": (await watch.ask("sandbox", "/pushes/count"))["count"],
         "held_out": total("held_out"),
+        "waiting": total("waiting"),
+        "held": total("held"),
         "suppressed": because["suppressed"],
         "failed": total("failed"),
         "failed_because": because["failed"],

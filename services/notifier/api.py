@@ -133,7 +133,8 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
 
     @router.get("/v1/campaigns/{campaign_id}/explain", tags=["campaigns"])
     async def explain(campaign_id: str, user: str) -> dict[str, Any]:
-        """Every gate with its values, if the campaign were set going for this user now."""
+        """Every gate with its values, if the campaign were set going for this user now and its delay were over; and
+        what of it waits for them."""
         active = _known(book, campaign_id)
         body = await pool.fetchval(
             "SELECT body FROM notifier.recipient WHERE shard = $1 AND user_id = $2", shard_of(user, shards), user
@@ -154,7 +155,13 @@ def _campaign_routes(router: APIRouter, pool: Pool, book: CampaignBook, clock: C
             past.get(key, ()),
         )
         gates = [{"gate": c.gate, "passed": c.passed, "values": c.values} for c in verdict.explain]
-        return {"campaign": campaign_id, "user_id": user, "verdict": type(verdict).__name__.lower(), "gates": gates}
+        return {
+            "campaign": campaign_id,
+            "user_id": user,
+            "verdict": type(verdict).__name__.lower(),
+            "gates": gates,
+            "pending": await queries.pending(pool, *key, campaign_id),
+        }
 
 
 def _trigger_routes(

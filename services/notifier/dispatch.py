@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from services.notifier import messages
 from services.notifier.book import CampaignBook
-from services.notifier.domain.gates import Reason, consent, device
+from services.notifier.domain.gates import Reason, audience, consent, device
 from services.notifier.domain.quiet_hours import quiet_until, zone_named
 from services.notifier.domain.recipient import Recipient
 from services.notifier.messages import Message, OutcomeRow
@@ -234,7 +234,9 @@ class Dispatcher:
         recipient = await self.recipient(message.shard, message.user_id)
         if recipient is None:
             return Reason.NO_DEVICE
-        for check in (consent(recipient, self._book.consent_required), device(recipient)):
+        active = self._book.by_id.get(message.campaign)
+        meant = [] if active is None else [audience(active.campaign, recipient)]
+        for check in (*meant, consent(recipient, self._book.consent_required), device(recipient)):
             if not check.passed:
                 return check.reason
         message.device_id, message.token = recipient.devices[-1].id, recipient.devices[-1].token

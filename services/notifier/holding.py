@@ -39,7 +39,8 @@ ORDER BY m.release_at, m.planned_at, m.message_id LIMIT $4
 """  # noqa: S608
 _WAITING = f"""
 SELECT {_ROW} FROM unnest($1::int[], $2::text[]) AS n(shard, user_id) CROSS JOIN LATERAL (
-    SELECT * FROM notifier.message t WHERE t.shard = n.shard AND t.user_id = n.user_id AND t.state = 'waiting' OFFSET 0
+    SELECT * FROM notifier.message t
+    WHERE t.shard = n.shard AND t.user_id = n.user_id AND t.state IN ('held', 'waiting') OFFSET 0
 ) m
 """  # noqa: S608
 _COLUMNS = {
@@ -95,8 +96,8 @@ def _told_anew(row: dict[str, Any], known: Mapping[int, Valid], now_ms: int) -> 
     return held._replace(occurrence=telling(replace(held.occurrence, valid_until=valid_until), told))
 
 
-async def waiting(pool: Pool, keys: Iterable[tuple[int, str]]) -> list[Held]:
-    """Whatever waits for the end of a delay of these (shard, user)."""
+async def of_users(pool: Pool, keys: Iterable[tuple[int, str]]) -> list[Held]:
+    """Whatever has to wait of these (shard, user)."""
     wanted = sorted(set(keys))
     rows = await pool.fetch(_WAITING, [k[0] for k in wanted], [k[1] for k in wanted]) if wanted else []
     return [_held(dict(row)) for row in rows]

@@ -22,7 +22,7 @@ from services.notifier.domain.plan import Send, joined_ids_of, message_id_of, pl
 from services.notifier.domain.recipient import Recipient
 from services.notifier.exposures import Session
 from services.notifier.history import Key
-from services.notifier.holding import Held, called_off, not_sent, waiting
+from services.notifier.holding import Held, called_off, not_sent, of_users
 from services.notifier.messages import Message
 from shared.contracts.events import Feed, FeedRow
 from shared.data.db import Pool
@@ -36,8 +36,8 @@ class Draft:
 
     `rules`: the definitions it is planned by, whatever comes into force meanwhile. `joined`: by id of a message, the
     ids it would have had before chains of alerts were joined. `past`: pushes that count, by user. `kept`: which of
-    the batch's messages there are already. `waiting`: messages whose delay is not over, by user, of those whom a row of
-    the batch may call one off for."""
+    the batch's messages there are already. `waiting`: messages that have to wait, by user, of those whom a row of the
+    batch may call one off for."""
 
     rules: Definitions
     recipients: dict[Key, Recipient | None] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Planner:
             ),
         )
         ended = {(shard, row.user_id) for shard, row in rows if key_of(row) in draft.rules.ending}
-        for held in await waiting(self._pool, ended):
+        for held in await of_users(self._pool, ended):
             draft.waiting.setdefault((held.message.shard, held.message.user_id), []).append(held)
 
     def row(self, draft: Draft, shard: int, row: FeedRow, recipient: Recipient, told_ms: int) -> None:

@@ -22,6 +22,10 @@ _MESSAGE = """
 SELECT m.*, r.context_id, r.log_id AS context_log_id, r.context_offset
 FROM notifier.message m LEFT JOIN notifier.run r ON r.run_id = m.run_id WHERE m.month = $1 AND m.message_id = $2
 """
+_PENDING = """
+SELECT message_id, occurrence, state, release_at FROM notifier.message
+WHERE shard = $1 AND user_id = $2 AND campaign = $3 AND state IN ('held', 'waiting') ORDER BY release_at, message_id
+"""
 # a forecast stands once for each of its cities, and only where it still holds or will
 _CONTEXT = """
 SELECT * FROM (
@@ -95,6 +99,12 @@ def _message(row: dict[str, Any]) -> dict[str, Any]:
         "opened_at": iso_or_none(row["opened_at"]),
         "cause": cause,
     }
+
+
+async def pending(pool: Pool, shard: int, user: str, campaign: str) -> list[dict[str, Any]]:
+    """What waits for the end of a delay or is held until quiet hours are over, and until when."""
+    rows = await pool.fetch(_PENDING, shard, user, campaign)
+    return [{**dict(row), "release_at": iso(row["release_at"])} for row in rows]
 
 
 async def context_events(pool: Pool, kind: str, limit: int, context_id: str = "") -> list[dict[str, Any]]:

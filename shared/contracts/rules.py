@@ -218,7 +218,7 @@ class Campaign(_Definition, frozen=True):
     of a push whose outcome was never learnt — sent again under the same collapse id, or given up.
     `no_repeat_days`: for how long a user is not sent the same `offer` again, whichever campaign makes it, or
     without an offer the same text (0: it may be repeated). `freshness_seconds` count from what set the campaign going,
-    or from the end of the delay.
+    or from the end of the delay. `any_hour`: quiet hours do not hold it, for it answers what its user has just done.
     `window_hours`: for how long after it was for a user what they do is compared with what those held out do; a
     comparison begins anew with each `version`.
     """
@@ -240,6 +240,7 @@ class Campaign(_Definition, frozen=True):
     no_repeat_days: int = 0
     audience: Audience = Audience()
     window_hours: int = 72
+    any_hour: bool = False
 
     @property
     def measured(self) -> bool:

@@ -93,7 +93,9 @@ async def test_the_same_seed_gives_the_same_counts(tmp_path: Path) -> None:
     assert (alerts["features"], alerts["actual"], alerts["land"] + alerts["marine"]) == (529, 529, 529)
     assert pushes["sent"] == pushes["received_by_sandbox"] > 0
     suppressed = sum(pushes["suppressed"].values())
-    assert pushes["planned"] == pushes["sent"] + pushes["held_out"] + suppressed + pushes["failed"]
+    ended = pushes["sent"] + pushes["held_out"] + suppressed + pushes["failed"]
+    assert pushes["planned"] == ended + pushes["waiting"] and pushes["waiting"] > 0
+    assert pushes["suppressed"]["called_off"] == pushes["campaigns"]["onboarding"]["suppressed"]
     # apps deleted before: the provider says so, once each
     assert pushes["failed_because"] == {"token_dead": pushes["failed"]} and pushes["failed"] > 0
     assert first["activity"]["uninstalled"] > 0

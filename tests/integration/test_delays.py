@@ -27,6 +27,7 @@ from shared.contracts.rules import (
 )
 from shared.contracts.topics import Topic
 from shared.kafka.sender import Record
+from shared.process.clock import iso
 from tests.integration.test_limits import NIGHT, _at, _later
 from tests.integration.test_notifier import Told, _messages, _outcomes, _quietly
 from tests.support import oracle_messages
@@ -124,6 +125,8 @@ async def test_what_waits_is_judged_when_the_feeds_time_has_come_and_not_the_clo
         await told.heard()
         await asyncio.sleep(0.6)  # its moment has passed by the clock
         assert await _states(site) == [("waiting", "")]
+        (pending,) = await queries.pending(site.pool, 0, user, "searched")
+        assert (pending["occurrence"], pending["release_at"]) == ("moment:City Searched:m-2", iso(due))
         await _quietly(running)
     await told.tell(*rows)
     async with site.notifier(phones) as running:
@@ -203,20 +206,23 @@ async def test_what_came_too_late_to_wait_still_lets_the_rest_of_its_upload_come
 
 
 async def test_everything_is_asked_when_the_delay_is_over(site: Site) -> None:
-    """Consent, phone and audience may have changed, the campaign may be gone; quiet hours are held on to."""
+    """Consent, phone and audience may have changed; quiet hours are held on to, and until they are over whoever lets no
+    place be recorded any more may say so."""
     site.move_time(_at(21))
     meant = msgspec.structs.replace(SEARCHED, audience=Audience(activity=["active"]), freshness_seconds=86_400)
     told, phones = Telling(site, meant, quiet=NIGHT), Phones()
     await site.install(told.rules)
-    fine, out, gone, another = users_of(0, 4)
+    fine, hides, out, gone, another = users_of(0, 5)
     begin = [
-        r for u in (fine, out, gone, another) for r in (told.device(u), told.moment(u, "City Searched", 0, BOSTON))
+        row
+        for user in (fine, hides, out, gone, another)
+        for row in (told.device(user), told.moment(user, "City Searched", 0, BOSTON))
     ]
     await told.tell(*begin)
     async with site.notifier(phones) as running:
         await told.heard()
         changes = [
-            *(told.row(u, "activity_changed", {"from": "new", "to": "active"}) for u in (fine, out, gone)),
+            *(told.row(u, "activity_changed", {"from": "new", "to": "active"}) for u in (fine, hides, out, gone)),
             told.row(out, "consent_set", {"push": False}),
             told.row(gone, "device_removed", {"device_id": f"d-{gone}"}),
         ]
@@ -224,6 +230,9 @@ async def test_everything_is_asked_when_the_delay_is_over(site: Site) -> None:
         await _later(site, _at(22, 1))
         await told.tell(told.time(0))
         refused = [("suppressed", "no_consent"), ("suppressed", "no_device"), ("suppressed", "not_in_audience")]
+        await _came_to(site, running, ("held", ""), ("held", ""), *refused)
+        await told.tell(told.row(hides, "consent_set", {"location": False}))
+        refused.insert(0, ("suppressed", "called_off"))
         await _came_to(site, running, ("held", ""), *refused)
         await _later(site, _at(7, 1, day=11))
         await _came_to(site, running, ("sent", ""), *refused)

@@ -68,12 +68,13 @@ def _faults(
     if message["state"] in WENT:
         yield from (f"went out though stopped by {name}" for name, full in reached.items() if full(sure))
         went_at = message["attempted_at"]
-        if went_at is not None and _quiet(limits.get("quiet_hours", {}), zone, went_at):
+        quiet = not campaign.get("any_hour") and _quiet(limits.get("quiet_hours", {}), zone, went_at or 0)
+        if went_at is not None and quiet:
             yield f"went out at {_wall(zone, went_at)} in {zone}, in quiet hours"
     elif message["state"] == "suppressed" and message["reason"] in REASONS:
         reason = message["reason"]
         if reason == "quiet_hours":
-            if not _quiet(limits.get("quiet_hours", {}), zone, at):
+            if campaign.get("any_hour") or not _quiet(limits.get("quiet_hours", {}), zone, at):
                 yield f"stopped by quiet hours at {_wall(zone, at)} in {zone}"
         elif reason != "repeat" and (reason not in reached or not reached[reason](perhaps)):
             yield f"stopped by {reason} without need"

@@ -64,6 +64,9 @@ def asks(campaign: Row, row: Row) -> Asked | None:
 def ends(campaign: Row, first: Row, due: int, row: Row) -> bool:
     """Whether a later row of the user calls off what the first one asked for."""
     trigger = campaign["trigger"]
+    if row["kind"] == "consent_set":
+        withdrawn = {purpose for purpose, given in row["payload"].items() if given is False}
+        return "city_id" in first["payload"] and not withdrawn.isdisjoint({"location", "search_history"})
     if not first["occurred_at"] <= row["occurred_at"] < due:
         return False
     if trigger["type"] == "event":

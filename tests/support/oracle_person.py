@@ -174,7 +174,8 @@ class Person:
         self._conclude(at, "event", cause, book)
         self._live_until(moment, book)
         told = oracle_moments.moment(book.campaigns, book.properties, event)
-        if told is not None:
+        asked = ["location"] * (event["city_id"] is not None) + ["search_history"] * ("city_searched" in signals)
+        if told is not None and all(self._may(purpose, book) for purpose in asked):
             self._tell("moment", told, at, "event", cause)
         return True
 

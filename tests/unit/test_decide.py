@@ -180,9 +180,8 @@ def test_withdrawn_consent_leaves_the_cohorts_and_stops_recording() -> None:
     ]  # fmt: skip
     assert kinds(person.see(event("City Added", T0 + 2 * HOUR, city=BOSTON))) == [("session_began", (None, None))]
     person.see(event("Consent Preference Updated", T0 + 3 * HOUR, properties={"categories": {"location": True}}))
-    assert kinds(person.see(event("City Added", T0 + 4 * HOUR, city=BOSTON)))[1:] == [
-        ("cohort_entered", ("added", BOSTON))
-    ]
+    told = person.see(event("City Added", T0 + 4 * HOUR, city=BOSTON))
+    assert kinds(c for c in told if c.kind.startswith("cohort")) == [("cohort_entered", ("added", BOSTON))]
 
 
 def test_withdrawn_search_history_keeps_the_cities_that_were_chosen() -> None:

@@ -57,6 +57,18 @@ def test_an_event_is_told_only_where_a_campaign_in_force_waits_for_it(name: str)
     assert "moment" not in {c.kind for c in person.see(event("Application Opened", T0 + 3 * HOUR))}
 
 
+@pytest.mark.parametrize(
+    ("withdrawn", "told"),
+    [("push", ["City Searched", "City Added"]), ("search_history", ["City Added"]), ("location", [])],
+)
+def test_of_places_only_what_may_be_recorded_is_told(withdrawn: str, told: list[str]) -> None:
+    person = Person(in_force((0, rules())))
+    person.see(event("Consent Preference Updated", T0, properties={"categories": {withdrawn: False}}))
+    for number, name in enumerate(("City Searched", "City Added")):
+        person.see(event(name, T0 + 1000 * number, city=NEW_YORK))
+    assert [c.payload["event"] for c in person.changes if c.kind == "moment"] == told
+
+
 def test_a_repeat_is_not_told_again() -> None:
     person = Person(in_force((0, rules())))
     assert len(searches(person, message_id="m1")) == 1

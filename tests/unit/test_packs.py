@@ -71,7 +71,9 @@ def test_weather_speaks_the_contract() -> None:
     assert rules.signals["push_opened"] == ["Push Notification Tapped"]
     assert [s.id for s in rules.stages] == ["reach", "acquire", "convert", "retain", "loyal"]
     campaigns = {c.id: c for c in rules.campaigns}
-    assert set(campaigns) == {"welcome", "win_back", "thank_you", "severe_alert", "morning_forecast"}
+    assert set(campaigns) == {
+        "welcome", "onboarding", "searched_not_added", "win_back", "thank_you", "severe_alert", "morning_forecast",
+    }  # fmt: skip
     severe = campaigns["severe_alert"]
     assert severe.safety and severe.holdout_percent == 0 and isinstance(severe.trigger, AlertTrigger)
     assert severe.trigger.relations == ["default", "added"] and severe.trigger.severity == ["Extreme", "Severe"]
@@ -92,6 +94,17 @@ def test_the_shop_speaks_the_contract() -> None:
     told = {c.id: c for c in stages.campaigns}
     assert {c.id for c in phases.campaigns} <= told.keys() and "loyal" in told
     assert isinstance(told["second_order"].trigger, StageTrigger) and told["second_order"].trigger.to == ["retain"]
+    assert {
+        "free_shipping", "guide_to_purchase", "undecided", "abandoned_wishlist", "second_order_ask", "cross_sell",
+        "at_risk", "lapsed", "loyal", "feedback_request", "review_ask", "referral_ask",
+    } <= {c.id for c in phases.campaigns}  # fmt: skip
+    for rules in (phases, stages):
+        several = {c.id: c for c in rules.campaigns}
+        assert all({"en", "es", "fr"} <= set(c.templates) and c.holdout_percent == 10 for c in rules.campaigns)
+        assert rules.limits.caps and rules.limits.gap_minutes and rules.limits.sunset_pushes
+        assert rules.limits.quiet_hours.from_
+        assert (several["feedback_request"].offer, several["feedback_request"].no_repeat_days) == ("feedback", 90)
+        assert all("detractors" in several[name].audience.not_segment for name in ("review_ask", "referral_ask"))
 
 
 SHOP_SEGMENT = """\

@@ -92,6 +92,7 @@ def test_triggers_and_audience_are_read_and_survive_json(tmp_path: Path) -> None
         ("[inactive_30d]", "[keen]", 14, "keen is asked for and refused"),
         ("stage: [acquire]", "activity: [sleepy]", 12, "expected one of new, active"),
         ("stage: [acquire]", "stages: [acquire]", 12, "there is no such field; expected stage"),
+        ("title: Searched\n", "title: Searched\nany_hour: true\n", 3, "who is awake when the delay is over?"),
         (" | default: ''", "", 18, "'event.season' may be missing"),
         ("{{ event.name }}", "{{ event.topic }}", 18, "there is no variable 'event.topic'"),
         ("{{ event.name }}", "{{ change.to }}", 18, "there is no variable 'change.to'"),

@@ -184,6 +184,13 @@ def test_nothing_but_consent_and_truth_binds_a_safety_campaign() -> None:
     assert refused.reason is Reason.NO_CONSENT
 
 
+def test_what_answers_its_user_comes_at_any_hour_and_still_counts() -> None:
+    verdict = planned(campaign(any_hour=True), limits=msgspec.structs.replace(ALL, sunset_pushes=0))
+    assert isinstance(verdict, Send), "it is 04:04 in Oslo"
+    assert (verdict.counts, verdict.zone) == (True, "")
+    assert "quiet_hours" not in {check.gate for check in verdict.explain}
+
+
 @pytest.mark.parametrize(
     ("fresh_hours", "valid_hours", "waits"), [(3, None, True), (2, None, False), (3, 3, True), (3, 2, False)]
 )

@@ -32,7 +32,7 @@ from shared.contracts.rules import (
 )
 from shared.gazetteer import load as load_gazetteer
 from tests.support.people import NEW_YORK, weather
-from tests.unit.test_plan import NOW, USER, campaign, planned
+from tests.unit.test_plan import NOW, USER, campaign, planned, user
 
 
 def change(kind: str, source: str | None, target: str, seq: int = 1, gen: int = 1) -> FeedRow:
@@ -47,6 +47,10 @@ def moment(event: str, mode: str = "live", city_id: int | None = None, **propert
 
 def segment(what: str, name: str, at: int = NOW) -> FeedRow:
     return FeedRow(1, 1, 0, "u1", f"segment_{what}", {"segment": name}, at, NOW, ("tick", ""), -1, 1)
+
+
+def consent(**given: bool) -> FeedRow:
+    return FeedRow(1, 1, 0, "u1", "consent_set", dict(given), NOW, NOW, ("event", "m"), 7, 1)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,7 @@ HOUR = 3_600_000
         (EventTrigger(["A"], {}, 60, ["B"], ["city"]), moment("A", city_id=1), moment("B", city_id=2), 5, False),
         (EventTrigger(["A"], {}, 60, ["B"]), moment("A"), moment("B", city_id=2), 5, True),
         (EventTrigger(["A"], {}, 60), moment("A"), moment("B"), 5, False),
+        (EventTrigger(["A"], {}, 60), moment("A"), consent(location=False), 5, False),
         (EventTrigger(["A"]), moment("A"), moment("B"), 0, False),
         (SegmentTrigger(["s"], 60), segment("entered", "s"), segment("exited", "s"), 5, True),
         (SegmentTrigger(["s"], 60), segment("entered", "s"), segment("exited", "s"), 60, False),
@@ -145,6 +150,19 @@ def test_what_calls_an_occurrence_off(trigger: Trigger, first: FeedRow, then: Fe
     then = msgspec.structs.replace(then, occurred_at=NOW + minutes * 60_000)
     assert calls_off(trigger, occurrence_of(trigger, first, {}), then) is off
     assert not off or (key_of(then) in ending(trigger) and key_of(first) in beginning(trigger))
+
+
+@pytest.mark.parametrize("minutes", [-5, 5, 500])
+def test_whoever_withdraws_what_tells_of_places_is_told_of_none(minutes: int) -> None:
+    """Whenever that was: what waits about a city, or is held until the morning, goes."""
+    for trigger in (EventTrigger(["A"], {}, 60), EventTrigger(["A"])):
+        facts = {"city": city_facts(load_gazetteer().get(NEW_YORK))}
+        told = occurrence_of(trigger, moment("A", city_id=NEW_YORK), facts)
+        for purposes, off in (({"location": False}, True), ({"search_history": False}, True), ({"push": False}, False)):
+            row = msgspec.structs.replace(consent(**purposes), occurred_at=NOW + minutes * 60_000)
+            assert calls_off(trigger, told, row) is off
+            assert key_of(row) in ending(trigger)
+    assert not calls_off(AlertTrigger(), told, consent(location=False)), "whose audience has left it"
 
 
 def test_what_waited_is_fresh_from_the_end_of_its_delay() -> None:
@@ -180,6 +198,9 @@ def test_what_is_promised_to_authors_of_events_is_there() -> None:
     assert (known["event.country"], known["event.state"], known["city.name"]) == (False, True, False)
     assert told["city"]["name"] == "New York City" and told["event"]["name"] == "City Searched"
     assert "city.name" not in known_variables(EventTrigger(["Application Opened"]), rules)
+    assert told["city"]["theirs"] is False
+    theirs = user(added=(NEW_YORK,))
+    assert variables_of(campaign(), theirs, occurrence_of(searched, row, facts))["city"]["theirs"] is True
     mixed = known_variables(EventTrigger(["Application Opened", "City Added"]), rules)
     assert (mixed["city.name"], mixed["event.version"]) == (True, True)
     assert known_variables(SegmentTrigger(["x"]), rules)["segment.title"] is False

@@ -34,7 +34,13 @@ _USER: dict[str, bool] = {
     "occurred_at": False,
 }
 _CHANGE: dict[str, bool] = {"change.from": True, "change.to": False}
-_CITY: dict[str, bool] = {"city.name": False, "city.state": True, "city.country": True, "city.timezone": True}
+_CITY: dict[str, bool] = {
+    "city.name": False,
+    "city.state": True,
+    "city.country": True,
+    "city.timezone": True,
+    "city.theirs": False,
+}
 _ALERT: dict[str, bool] = {
     "alert.event": False,
     "alert.severity": False,
@@ -53,6 +59,7 @@ _FORECAST: dict[str, bool] = {
     "forecast.ends_at": False,
 }
 _SEGMENT: dict[str, bool] = {"segment.id": False, "segment.title": False}
+_OF_PLACES = ("location", "search_history")
 
 
 class Occurrence(msgspec.Struct, frozen=True):
@@ -99,10 +106,10 @@ def beginning(trigger: Trigger) -> tuple[str, ...]:
 
 
 def ending(trigger: Trigger) -> tuple[str, ...]:
-    """Keys of the rows that may call it off while it waits."""
+    """Keys of the rows that may call it off while it waits or is held."""
     match trigger:
         case EventTrigger():
-            return tuple(_moment(name) for name in trigger.unless)
+            return (*(_moment(name) for name in trigger.unless), "consent_set")
         case SegmentTrigger() if trigger.delay_minutes:
             return ("segment_exited",)
         case SegmentExitTrigger() if trigger.delay_minutes:
@@ -147,7 +154,10 @@ def _happened(trigger: EventTrigger, row: FeedRow) -> bool:
 
 
 def calls_off(trigger: Trigger, occurrence: Occurrence, row: FeedRow) -> bool:
-    """Whether the row ends the waiting of an occurrence: by when it happened, not by when it was read."""
+    """Whether the row ends the waiting of an occurrence: by when it happened, not by when it was read. Whoever
+    withdraws what lets places be recorded is not told of one any more, whenever that was."""
+    if row.kind == "consent_set" and isinstance(trigger, EventTrigger):
+        return "city" in occurrence.variables and False in (row.payload.get(purpose) for purpose in _OF_PLACES)
     if not occurrence.occurred_at <= row.occurred_at < occurrence.due_at:
         return False
     match trigger:
@@ -212,8 +222,10 @@ def _due(at: int, delay_minutes: int) -> int:
 
 
 def city_facts(place: Place | None) -> dict[str, Any]:
-    """A city as templates see it."""
+    """A city as templates see it; whether it is `theirs`, the user's default city or one they added, is asked when the
+    message is planned."""
     return {
+        "id": place.city_id if place else None,
         "name": place.name if place else "",
         "state": place.state if place else None,
         "country": place.country if place else None,

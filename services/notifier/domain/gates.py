@@ -80,8 +80,12 @@ def device(recipient: Recipient) -> Check:
 
 def called_off(row: FeedRow) -> Check:
     """What the campaign was to wait for came to nothing: the row says why."""
-    told = row.payload.get("event") or row.payload.get("segment")
-    values = {"by": row.kind, "what": told, "id": row.cause[1], "occurred_at": row.occurred_at}
+    values = {
+        "by": row.kind,
+        "what": row.payload.get("event") or row.payload.get("segment"),
+        "id": row.cause[1],
+        "occurred_at": row.occurred_at,
+    }
     return Check("unless", False, values, Reason.CALLED_OFF)
 
 

@@ -148,7 +148,7 @@ def plan(
         explain=tuple(explain),
         counts=not campaign.safety,
         content_key=key,
-        zone=zone.key if limits.quiet_hours.from_ and not campaign.safety else "",
+        zone=zone.key if _quiet_hours_bind(limits, campaign) else "",
     )
 
 
@@ -162,10 +162,14 @@ def _limits(
         yield gates.gap(limits, past, now_ms)
     if campaign.no_repeat_days:
         yield gates.repeat(campaign, key, past, now_ms)
-    if limits.quiet_hours.from_:
+    if _quiet_hours_bind(limits, campaign):
         yield gates.quiet(limits.quiet_hours, zone, now_ms)
     if limits.sunset_pushes:
         yield gates.sunset(limits, past, now_ms)
+
+
+def _quiet_hours_bind(limits: Limits, campaign: Campaign) -> bool:
+    return bool(limits.quiet_hours.from_) and not campaign.safety and not campaign.any_hour
 
 
 def _good_at(campaign: Campaign, occurrence: Occurrence, then_ms: int) -> bool:
@@ -194,8 +198,13 @@ def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:
 
 def variables_of(campaign: Campaign, recipient: Recipient, occurrence: Occurrence) -> dict[str, Any]:
     """What the templates see: the names of `campaign.known_variables`."""
+    told = occurrence.variables
+    if "city" in told:
+        city_id = told["city"].get("id")
+        theirs = city_id is not None and city_id in (recipient.default_city, *recipient.added)
+        told = told | {"city": told["city"] | {"theirs": theirs}}
     return {
-        **occurrence.variables,
+        **told,
         "occurred_at": iso(occurrence.occurred_at),
         "user": {
             "stage": recipient.stage,

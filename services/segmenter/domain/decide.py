@@ -106,9 +106,9 @@ def decide(
     _settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes, daily)
     _advance(hot, as_of, as_of, rules.current, changes, daily)
     told = rules.current.awaited.get(event.name)
-    if told is not None and (moment := moment_of(event, told)) is not None:
-        # the last row of its event: who waits for it finds the user as the event left them
-        changes.append(moment)
+    # the last row of its event: who waits for it finds the user as the event left them
+    if told is not None and _may_be_told(hot, event, rules.current):
+        changes.extend(moment_of(event, told))
     return Outcome(hot, changed_cold, changes, daily, evicted, duplicate=False)
 
 
@@ -238,6 +238,14 @@ def _places(
         if "city_added" in signals:
             moves += cohorts.add(hot, city, at)
     _report(moves, at, "event", event.message_id, changes)
+
+
+def _may_be_told(hot: Hot, event: Accepted, rules: Compiled) -> bool:
+    """Of a place only what the user lets be recorded of it."""
+    if event.city_id is None:
+        return True
+    searched = "city_searched" in rules.signals_of(event.name)
+    return rules.consented(hot, "location") and (not searched or rules.consented(hot, "search_history"))
 
 
 def _report(moves: list[cohorts.Move], at: int, cause_type: str, cause: str, changes: list[Change]) -> None:

@@ -41,12 +41,12 @@ def awaited(rules: Rules) -> dict[str, Awaited]:
     return {name: Awaited(horizon, frozenset(properties[name])) for name, horizon in horizons.items()}
 
 
-def moment_of(event: Accepted, told: Awaited) -> Change | None:
-    """The event as the feed tells it; None for history, which is stale for every campaign.
+def moment_of(event: Accepted, told: Awaited) -> list[Change]:
+    """The event as the feed tells it; nothing of history, which is stale for every campaign.
 
     Of the user it says nothing: whoever reads the feed in order knows them as the event left them."""
     if event.received_at - event.occurred_at > told.horizon_ms:
-        return None
+        return []
     payload: dict[str, object] = {
         "event": event.name,
         "mode": event.mode,
@@ -58,4 +58,4 @@ def moment_of(event: Accepted, told: Awaited) -> Change | None:
     }
     if event.city_id is not None:
         payload["city_id"] = event.city_id
-    return Change("moment", payload, event.occurred_at, "event", event.message_id)
+    return [Change("moment", payload, event.occurred_at, "event", event.message_id)]
