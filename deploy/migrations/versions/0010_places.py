@@ -4,12 +4,12 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 
 
 def upgrade() -> None:
-    for statement in Path(__file__).with_name("0009_places.sql").read_text().split("\n\n"):
+    for statement in Path(__file__).with_name("0010_places.sql").read_text().split("\n\n"):
         op.execute(statement)
 
 
