@@ -133,6 +133,7 @@ def _dead(row: dict[str, Any]) -> dict[str, Any]:
         "reason": row["payload"]["reason"],
         "raw": {"partition": row["shard"], "offset": row["src"]},
         "source": row["payload"]["source"],
+        "replay": row["payload"].get("replay", False),
         "recorded_at": rfc3339(row["recorded_at"]),
         **{name: row[name] for name in ("shard", "gen", "seq", "prev_seq")},
     }
