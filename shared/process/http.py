@@ -110,7 +110,8 @@ def service_app(name: str, health: Health, **options: Any) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "http_error")
-        return ApiError(error.status_code, code, str(error.detail)).response()
+        headers = dict(error.headers) if error.headers else None
+        return ApiError(error.status_code, code, str(error.detail), headers=headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -121,20 +122,20 @@ def service_app(name: str, health: Health, **options: Any) -> FastAPI:
     async def _bug(_: Request, error: Exception) -> JSONResponse:
         return ApiError(500, "internal_error", f"internal error: {type(error).__name__}").response()
 
-    @app.get("/healthz", tags=["operations"])
+    @app.get("/healthz", tags=["operations"], responses={503: {"description": "A loop does not come round."}})
     async def healthz() -> Response:
         stuck = health.stuck()
         if stuck:
             return JSONResponse({"status": "stuck", "loops": stuck}, 503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz", tags=["operations"])
+    @app.get("/readyz", tags=["operations"], responses={503: {"description": "It cannot work now, and why."}})
     async def readyz() -> Response:
         if health.not_ready:
             return JSONResponse({"status": "not_ready", "reason": health.not_ready}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get("/metrics", tags=["operations"], responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def metrics() -> Response:
         return Response(generate_latest(told), media_type=CONTENT_TYPE_LATEST)
 

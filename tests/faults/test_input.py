@@ -9,8 +9,11 @@ import time
 import confluent_kafka
 import pytest
 
+from tests.component.test_gateway_hostile import CASES, body_of
 from tests.support.installation import Rig, eventually
 from tests.support.traffic import Traffic
+
+_LETTERS = "SELECT count(*) FROM segmenter.ledger WHERE kind = 'dead_letter'"
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -48,6 +51,20 @@ async def test_a_foreign_producer_with_another_partitioner_is_put_right(rig: Rig
     assert not failed
     counts = await rig.equal()
     assert counts["moved"] - before > 200, counts
+
+
+async def test_bodies_nobody_should_post_leave_dead_letters_and_nothing_else(rig: Rig) -> None:
+    """Those of the data file that are answered 200, beside ordinary traffic: the oracle finds every event where it belongs."""
+    traffic = asyncio.create_task(Traffic(2005, users=60).run(rig, 3))
+    taken = [case for case in CASES if case["status"] == 200]
+    rejected = sum(len(case["rejected"]) for case in taken)
+    async with rig.database() as connection:
+        before = await connection.fetchval(_LETTERS)
+        for case in taken:
+            assert await rig.post_body(case["path"], body_of(case), case.get("headers", {})) == 200, case["name"]
+        await traffic
+        await rig.equal()
+        assert await connection.fetchval(_LETTERS) - before >= rejected > 50
 
 
 async def test_a_poison_record_is_set_aside_and_the_rest_goes_on(rig: Rig) -> None:

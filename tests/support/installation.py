@@ -266,6 +266,13 @@ class Rig:
             await asyncio.sleep(0.25)
         raise AssertionError("the gateway took nothing")
 
+    async def post_body(self, path: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Post bytes as they are, once; the answer's status."""
+        key = base64.b64encode(f"{self.status['write_key']}:".encode()).decode()
+        given = {"Authorization": f"Basic {key}", **{name.title(): value for name, value in headers.items()}}
+        async with self._http.post(self.status["gateway"] + path, data=body, headers=given) as answer:
+            return answer.status
+
     async def alert(self, body: Mapping[str, Any], attempts: int = 80) -> None:
         """Post an alert until it is taken; a service that died after taking it is given it again."""
         for _ in range(attempts):

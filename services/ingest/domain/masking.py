@@ -35,7 +35,7 @@ def shown(value: bytes | None) -> Any:
 def masked(value: Any, key: str = "") -> Any:
     """The same shape with every value hidden that `SHOWN_KEYS` does not name, or that names a person."""
     if isinstance(value, dict):
-        return {_plain(str(name)): masked(inner, str(name)) for name, inner in value.items()}
+        return {nameless(str(name)): masked(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [masked(inner, key) for inner in value]
     if value is None or isinstance(value, bool):
@@ -43,8 +43,13 @@ def masked(value: Any, key: str = "") -> Any:
     text = str(value)
     if key in SHOWN_KEYS and not personal(text):
         return value
-    return f"{text[:1]}… ({type(value).__name__}, {len(text)})"
+    return _hidden(text, type(value).__name__)
 
 
-def _plain(name: str) -> str:
-    return f"{name[:1]}… ({len(name)})" if personal(name) else name
+def nameless(text: str) -> str:
+    """The text, or its first letter and its length where it names a person."""
+    return _hidden(text, "str") if personal(text) else text
+
+
+def _hidden(text: str, kind: str) -> str:
+    return f"{text[:1]}… ({kind}, {len(text)})"

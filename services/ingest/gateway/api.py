@@ -8,9 +8,10 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
-from services.ingest.domain.intake_http import MAX_BATCH_BYTES, MAX_EVENT_BYTES
+from services.ingest.domain.intake_http import MAX_BATCH_BYTES, MAX_BATCH_EVENTS, MAX_EVENT_BYTES
 from services.ingest.gateway.keys import KeyBook
-from services.ingest.gateway.tracking import CALLS, SHORT, Call
+from services.ingest.gateway.tracking import CALLS, Call
+from shared.contracts.identifiers import MAX_ID_CHARS
 from shared.process.http import ApiError, Health, service_app
 
 _ERRORS = {
@@ -21,7 +22,10 @@ _ERRORS = {
     "429": "This gateway holds as much as it may: send it again after Retry-After seconds.",
     "503": "The broker did not acknowledge every event: send it again after Retry-After seconds.",
 }
-_ID = {"type": ["string", "null"], "maxLength": 256}
+_TEXT = {"type": ["string", "null"]}
+_OBJECT = {"type": ["object", "null"]}
+_ID = {**_TEXT, "maxLength": MAX_ID_CHARS, "pattern": "^[^\\u0000]*$"}
+_NAME = {"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS, "pattern": "^[^\\u0000]+$"}
 _SCHEMAS: dict[str, Any] = {
     "Error": {
         "type": "object",
@@ -32,40 +36,67 @@ _SCHEMAS: dict[str, Any] = {
             "details": {"type": "object"},
         },
     },
-    "Event": {
-        "type": "object",
-        "description": "A call of Segment's spec; needs userId or anonymousId, a track call also event.",
-        "additionalProperties": True,
-        "properties": {
-            "type": {"type": "string", "enum": list(SHORT.values())},
-            "userId": _ID,
-            "anonymousId": _ID,
-            "event": {"type": ["string", "null"]},
-            "messageId": _ID,
-            "timestamp": {"type": ["string", "null"]},
-            "sentAt": {"type": ["string", "null"]},
-            "writeKey": {"type": ["string", "null"]},
-            "properties": {"type": ["object", "null"]},
-            "traits": {"type": ["object", "null"]},
-            "context": {"type": ["object", "null"]},
-        },
-    },
     "Batch": {
         "type": "object",
+        "description": "Events as in the calls of their `type`. One that is not as it should be is rejected later.",
         "required": ["batch"],
         "additionalProperties": True,
         "properties": {
-            "batch": {"type": "array", "items": {"$ref": "#/components/schemas/Event"}},
-            "sentAt": {"type": ["string", "null"]},
-            "writeKey": {"type": ["string", "null"]},
+            "batch": {"type": "array", "maxItems": MAX_BATCH_EVENTS, "items": {}},
+            "sentAt": {"description": "when the client sent this, by its own clock"},
+            "writeKey": {"description": "the write key, where no header names one"},
         },
     },
     "Success": {
         "type": "object",
         "required": ["success"],
-        "properties": {"success": {"type": "boolean", "const": True}},
+        "additionalProperties": False,
+        "properties": {
+            "success": {"type": "boolean", "const": True},
+            "rejected": {
+                "description": "with strict=1: which events will be rejected, as far as their bytes alone tell",
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["index", "message_id", "reason"],
+                    "properties": {
+                        "index": {"type": "integer", "minimum": 0},
+                        "message_id": {"type": ["string", "null"]},
+                        "reason": {"type": "string"},
+                    },
+                },
+            },
+        },
     },
 }
+
+
+def _event(kind: str) -> dict[str, Any]:
+    """One call of Segment's spec, as it is taken."""
+    return {
+        "type": "object",
+        "description": "A call of Segment's specification, of one user; other fields may be added.",
+        "required": ["event"] if kind == "track" else [],
+        "anyOf": [
+            {"required": ["userId"], "properties": {"userId": _NAME}},
+            {"required": ["anonymousId"], "properties": {"anonymousId": _NAME}},
+        ],
+        "additionalProperties": True,
+        "properties": {
+            "type": {"enum": [kind, None]},
+            "userId": _ID,
+            "anonymousId": _ID,
+            "event": _NAME if kind == "track" else {},
+            "messageId": _TEXT,
+            "timestamp": _TEXT,
+            "originalTimestamp": _TEXT,
+            "sentAt": _TEXT,
+            "writeKey": {"description": "the write key, where no header names one"},
+            "properties": _OBJECT,
+            "traits": _OBJECT,
+            "context": _OBJECT,
+        },
+    }
 
 
 def _json(schema: str) -> dict[str, Any]:
@@ -88,9 +119,17 @@ def _operation(path: str, call: Call) -> dict[str, Any]:
         "summary": "Events of any age" if call.mode == "import" else "A batch of events" if call.batch else call.kind,
         "operationId": path.removeprefix("/v1/"),
         "security": [{"basic": []}, {"bearer": []}, {}],
+        "parameters": [
+            {
+                "name": "strict",
+                "in": "query",
+                "schema": {"type": "string"},
+                "description": "1: say what will be rejected",
+            }
+        ],
         "requestBody": {
             "required": True,
-            "content": _json("Batch" if call.batch else "Event"),
+            "content": _json("Batch") if call.batch else {"application/json": {"schema": _event(call.kind)}},
         },
         "responses": answers,
     }
@@ -104,6 +143,10 @@ def make_api(keys: KeyBook, health: Health) -> FastAPI:
         "/v1/projects/{key}/settings",
         tags=["tracking"],
         summary="What mobile SDKs ask for when they start",
+        responses={
+            status: {"description": meaning, "content": _json("Error")}
+            for status, meaning in ((404, "No such write key."), (503, "The write keys are not known yet."))
+        },
     )
     async def settings(key: str, request: Request) -> JSONResponse:
         if not keys.known:

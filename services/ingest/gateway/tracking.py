@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
 
 from services.ingest.domain import intake_http, strict
 from services.ingest.domain.intake_http import Event, Refused
@@ -216,7 +215,7 @@ def _asked(scope: Scope) -> _Asked:
         elif name == b"access-control-request-headers":
             asked.headers = value
     if scope.get("query_string"):
-        asked.strict = parse_qs(scope["query_string"]).get(b"strict") == [b"1"]
+        asked.strict = b"strict=1" in scope["query_string"].split(b"&")
     return asked
 
 

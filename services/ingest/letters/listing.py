@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from services.ingest.domain.masking import nameless
 from shared.data.db import Connection
 from shared.process.clock import iso
 
@@ -62,7 +63,7 @@ def _letter(row: asyncpg.Record) -> dict[str, Any]:
     return {
         "recorded_at": iso(row["recorded_at"]),
         "received_at": iso(row["received_at"]),
-        "user_id": row["user_id"],
+        "user_id": nameless(row["user_id"]),
         "reason": row["reason"],
         "source": row["source"],
         "raw": {"partition": row["shard"], "offset": row["src"]},
