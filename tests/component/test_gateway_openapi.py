@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import schemathesis
+from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 
 from services.ingest.gateway.app import make_app
@@ -56,6 +58,7 @@ def conform(url: str, examples: int) -> int:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     asked = 0
     for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
         operation = found.ok()
         for mode in GenerationMode:
 
@@ -64,7 +67,7 @@ def conform(url: str, examples: int) -> int:
                 suppress_health_check=list(hypothesis.HealthCheck),
             )  # fmt: skip
             @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-            def one(case: schemathesis.Case) -> None:
+            def one(case: schemathesis.Case[Any]) -> None:
                 nonlocal asked
                 asked += 1
                 case.call_and_validate(headers={} if "projects" in case.path else KEY)
