@@ -21,6 +21,12 @@ from shared.process.http import Health, serve
 from tests.component.test_gateway import KEY, SHARDS, FakeOutlet
 from tests.support.ports import free_port
 
+CONFIG = {
+    # a query may have parameters nobody knows: tracking calls go through links and proxies that add theirs
+    "generation": {"allow-extra-parameters": False},
+    "checks": {"negative_data_rejection": {"expected-statuses": ["400", "401", "404", "405", "413", "422"]}},
+}
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
@@ -55,7 +61,7 @@ def url() -> Iterator[str]:
 
 def conform(url: str, examples: int) -> int:
     """Every operation with data that fit its schema and with data that do not; how many requests that were."""
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=schemathesis.Config.from_dict(CONFIG))
     asked = 0
     for found in schema.get_all_operations():
         assert isinstance(found, Ok), found
