@@ -79,7 +79,10 @@ async def opened(site: Site) -> AsyncIterator[Door]:
     """A shop's installation with its doors open. Its clock must have been set."""
     rules = msgspec.structs.replace(shop(), campaigns=[])
     version = await site.install(rules)
-    await site.pool.execute("INSERT INTO control.key VALUES ($1, 'admin', 'test')", key_hash("admin"))
+    await site.pool.execute(
+        "INSERT INTO control.key (sha256, kind, source, scopes) VALUES ($1, 'admin', 'test', '{read}')",
+        key_hash("admin"),
+    )
     port = free_base()
     health = Health()
     gateway, collector = make_gateway(

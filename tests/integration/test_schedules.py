@@ -396,7 +396,10 @@ async def test_a_campaign_is_set_going_by_hand_once_for_a_key(site: Site) -> Non
     near, far = users_of(0, 2)
     await _lives(site, told, near, ("default", NEW_YORK))
     await _lives(site, told, far, ("default", LOS_ANGELES))
-    await site.pool.execute("INSERT INTO control.key VALUES ($1, 'admin', 'test')", key_hash("secret"))
+    await site.pool.execute(
+        "INSERT INTO control.key (sha256, kind, source, scopes) VALUES ($1, 'admin', 'test', '{read,write}')",
+        key_hash("secret"),
+    )
     async with site.notifier(phones, context=True) as running:
         app = make_app(
             pool=site.pool, book=running.book, gazetteer=site.gazetteer, sender=site.sender,
