@@ -26,7 +26,7 @@ from shared.kafka.sender import Record, Sender
 from shared.process.clock import Clock
 from shared.process.errors import Transient
 from shared.process.http import Health
-from shared.process.metrics import INGEST_REPLAYS
+from shared.process.metrics import INGEST_REPLAYS, begin_each
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.ingest.replay")
@@ -95,6 +95,7 @@ class Replayer:
     ) -> None:
         self._pool, self._reader, self._sender, self._raw = pool, reader, sender, raw_topic
         self._judge, self._clock, self._health, self._worker = judge, clock, health, worker
+        begin_each(INGEST_REPLAYS, ("sent", "refused_still", "gone"))
 
     async def run(self) -> None:
         attempt = 0
