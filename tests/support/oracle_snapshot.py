@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from shared.process.clock import parse_instant
 from tests.support import oracle_topics
 from tests.support.oracle_topics import Seen
 
@@ -93,7 +95,8 @@ _QUERIES = {
 
 
 async def take(status: dict[str, Any]) -> Snapshot:
-    """Reads the database first, in one snapshot; topics may then only hold more."""
+    """Reads the database first, in one snapshot; topics and phones may then only hold more."""
+    began_ms = time.time_ns() // 1_000_000
     connection = await asyncpg.connect(status["postgres"])
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -130,8 +133,19 @@ async def take(status: dict[str, Any]) -> Snapshot:
         setattr(snapshot, name, found)
     snapshot.context = (await oracle_topics.read(status["kafka"], status["prefix"] + "context.events.v1", 1))[0]
     if status.get("sandbox"):
-        snapshot.pushes = await _pushes(status["sandbox"])
+        snapshot.pushes = _of_then(await _pushes(status["sandbox"]), snapshot.messages, began_ms)
     return snapshot
+
+
+def _of_then(pushes: list[dict[str, Any]], messages: Rows, began_ms: int) -> list[dict[str, Any]]:
+    """Without those of messages that came to be, or were attempted for the first time, after the database was read: a
+    delay may end at any moment."""
+    attempted = {message["message_id"] for message in messages if message["attempts"]}
+    return [
+        push
+        for push in pushes
+        if push["data"].get("message_id") in attempted or parse_instant(push["received_at"]) < began_ms
+    ]
 
 
 async def _pushes(sandbox: str) -> list[dict[str, Any]]:
