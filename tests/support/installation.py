@@ -40,6 +40,7 @@ QUICK = {
 }
 """Short sessions, so that a test need not wait half a minute for a dead member to be missed."""
 
+# a delay that is over in the next seconds of the shard's time would be over while somebody looks
 _LAGGING = """
 SELECT coalesce(string_agg(problem, '; '), '') FROM (
     SELECT 'relay of ' || service || ' ' || shard || ' at ' || relayed || ' of ' || next_seq - 1 AS problem
@@ -51,6 +52,9 @@ SELECT coalesce(string_agg(problem, '; '), '') FROM (
      WHERE o.service = 'segmenter' AND coalesce(p.last_src, -1) < o.next_seq - 1 AND o.next_seq > 1
     UNION ALL
     SELECT 'message ' || message_id || ' is ' || state FROM notifier.message WHERE state IN ('intent', 'attempted')
+    UNION ALL
+    SELECT 'message ' || m.message_id || ' comes due' FROM notifier.message m
+      JOIN segmenter.shard_time t USING (shard) WHERE m.state = 'waiting' AND m.release_at <= t.watermark + 3000
     UNION ALL
     SELECT 'rules walk of ' || shard FROM segmenter.shard_time WHERE rules_cursor IS NOT NULL
     UNION ALL
