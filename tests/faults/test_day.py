@@ -11,6 +11,7 @@ import json
 import os
 from collections import defaultdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,7 +19,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from services.demo import drive, habits, phones, weather
+from services.demo import drive, forecasts, habits, phones, weather
 from services.local.apache import missing_tools
 from services.packs import install_version, load_pack
 from shared.contracts.rules import Cap, EventTrigger, QuietHours, Rules
@@ -27,7 +28,7 @@ from shared.gazetteer import load as load_gazetteer
 from shared.process.clock import Clock, write_clock
 from tests.support import day
 from tests.support.day import HOUR, MINUTE, Limits
-from tests.support.installation import Rig, installed
+from tests.support.installation import Rig, eventually, installed
 
 SEED = 20_270_314
 PHONES = int(os.environ.get("DAY_PHONES", "20000"))
@@ -74,15 +75,10 @@ async def test_a_day_in_all_time_zones(tmp_path: Path, kafka: str) -> None:
         assert {"America/New_York", "America/Phoenix", "America/Anchorage", "Pacific/Honolulu"} <= {
             zone.key for zone in zones.values()
         }
-        pushes = await _live(rig, everyone)
-        clock_file = rig.installation.home.clock_file
-        base = json.loads(clock_file.read_text())
-        # or delays would go on ending, two hundred times as fast, while we look
-        write_clock(clock_file, Clock(str(clock_file)).now_ms() + 1000)
-        await rig.drained(120)
+        pushes, base, end = await _live(rig, everyone)
 
         def to_day(real_ms: int) -> int:
-            return int(base["virtual"] + (real_ms - base["real"]) * base["rate"])
+            return min(end, int(base["virtual"] + (real_ms - base["real"]) * base["rate"]))
 
         users = {person.token: person.user_id for person in everyone if person.token}
         arrived = day.arrived(pushes, users, to_day)
@@ -114,8 +110,9 @@ async def test_a_day_in_all_time_zones(tmp_path: Path, kafka: str) -> None:
         await rig.equal()
 
 
-async def _live(rig: Rig, everyone: list[phones.Person]) -> list[dict[str, Any]]:
-    """Import what was before, then let the day pass; every push that reached the sandbox."""
+async def _live(rig: Rig, everyone: list[phones.Person]) -> tuple[list[dict[str, Any]], dict[str, float], int]:
+    """Import what was before, then let the day pass, and stop the clock: every push that reached the sandbox, how the
+    day's time followed from ours, and when it stopped."""
     installation = rig.installation
     write_clock(installation.home.clock_file, BEGIN)
     clock = Clock(str(installation.home.clock_file))
@@ -127,6 +124,10 @@ async def _live(rig: Rig, everyone: list[phones.Person]) -> list[dict[str, Any]]
         inbox.on_push = pushes.append
         earlier = [post for p in everyone if (post := habits.history(p, BEGIN)) is not None]
         await day.all_at_once(gateway, earlier)
+        homes = {p.home.city_id: p.home for p in everyone if p.home is not None}
+        told = [forecasts.forecast(place, SEED, BEGIN) for place in homes.values()]
+        for start in range(0, len(told), forecasts.MOST_ITEMS):
+            await rig.alert({"kind": "forecast", "items": told[start : start + forecasts.MOST_ITEMS]})
         await rig.drained(300)
         looking = asyncio.create_task(inbox.run())
         try:
@@ -136,12 +137,26 @@ async def _live(rig: Rig, everyone: list[phones.Person]) -> list[dict[str, Any]]
             await weathering
             print(f"\nposted at most {late / MINUTE:.1f} minutes of the day late")
             await rig.drained(300)
+            base = json.loads(installation.home.clock_file.read_text())
+            end = clock.now_ms() + 1000
+            # delays would go on ending while we look
+            write_clock(installation.home.clock_file, end, rate=0.0)
+            await eventually(partial(_due, rig, end), 60)
+            await rig.drained(120)
             while not await inbox.quiet():
                 await asyncio.sleep(0.2)
             await rig.drained(120)
         finally:
             looking.cancel()
-    return pushes
+    return pushes, base, end
+
+
+async def _due(rig: Rig, now_ms: int) -> str:
+    async with rig.database() as connection:
+        waiting = await connection.fetchval(
+            "SELECT count(*) FROM notifier.message WHERE state IN ('held', 'waiting') AND release_at <= $1", now_ms
+        )
+    return f"{waiting} messages are due" if waiting else ""
 
 
 async def _weather(rig: Rig, clock: Clock) -> None:
