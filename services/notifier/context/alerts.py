@@ -12,7 +12,15 @@ from typing import Any, Literal, cast, get_args
 import msgspec
 
 from services.notifier.context.polygon import Polygon, cities_inside
-from services.notifier.context.reading import read_areas, read_choice, read_instant, read_optional, read_text, shown
+from services.notifier.context.reading import (
+    read_areas,
+    read_choice,
+    read_instant,
+    read_optional,
+    read_span,
+    read_text,
+    shown,
+)
 from shared.contracts.rules import Severity
 from shared.gazetteer import Gazetteer
 
@@ -133,9 +141,7 @@ def from_contract(body: Mapping[str, Any], gazetteer: Gazetteer) -> Alert:
     extra = body.get("data")
     if not isinstance(extra, Mapping):
         raise ValueError("data must be an object with at least an event")  # noqa: TRY004 - bad data is one kind of error
-    starts_at, ends_at = read_instant(body, "starts_at"), read_instant(body, "ends_at")
-    if ends_at <= starts_at:
-        raise ValueError("ends_at must be later than starts_at")
+    starts_at, ends_at = read_span(body)
     replaces = body.get("replaces") or []
     if not isinstance(replaces, list) or not all(isinstance(r, str) and r for r in replaces):
         raise ValueError("replaces must be a list of ids")

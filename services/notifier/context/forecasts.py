@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from services.notifier.context.reading import cities_in, read_choice, read_instant, read_text, shown
+from services.notifier.context.reading import cities_in, read_choice, read_span, read_text, shown
 from shared.gazetteer import Gazetteer
 
 MAX_ITEMS = 5_000
@@ -37,9 +37,7 @@ def from_contract(body: Mapping[str, Any], gazetteer: Gazetteer) -> Forecast:
     extra = body.get("data")
     if not isinstance(extra, Mapping):
         raise ValueError("data must be an object with at least a summary")  # noqa: TRY004 - bad data is one kind of error
-    starts_at, ends_at = read_instant(body, "starts_at"), read_instant(body, "ends_at")
-    if ends_at <= starts_at:
-        raise ValueError("ends_at must be later than starts_at")
+    starts_at, ends_at = read_span(body)
     cities = cities_in(body.get("areas"), gazetteer)
     high, low = _number(extra, "high", -_TEMPERATURE, _TEMPERATURE), _number(extra, "low", -_TEMPERATURE, _TEMPERATURE)
     unit = read_choice(extra, "unit", ("C", "F"), "") or None

@@ -120,3 +120,11 @@ def read_instant(body: Mapping[str, Any], key: str) -> int:
     except (ValueError, OverflowError):
         pass
     raise ValueError(f"{key} must be an RFC 3339 instant such as 2026-01-02T03:04:05Z, not {shown(value)}")
+
+
+def read_span(body: Mapping[str, Any]) -> tuple[int, int]:
+    """`starts_at` and `ends_at` of a body, the first before the second."""
+    starts_at, ends_at = read_instant(body, "starts_at"), read_instant(body, "ends_at")
+    if ends_at <= starts_at:
+        raise ValueError("ends_at must be later than starts_at")
+    return starts_at, ends_at
