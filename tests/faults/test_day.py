@@ -136,13 +136,12 @@ async def _live(rig: Rig, everyone: list[phones.Person]) -> tuple[list[dict[str,
             late = await day.live(gateway, clock, day.strokes(SEED, everyone, clock.now_ms(), END), RATE)
             await weathering
             print(f"\nposted at most {late / MINUTE:.1f} minutes of the day late")
-            await rig.drained(300)
             base = json.loads(installation.home.clock_file.read_text())
             end = clock.now_ms() + 1000
             # delays would go on ending while we look
             write_clock(installation.home.clock_file, end, rate=0.0)
             await eventually(partial(_due, rig, end), 60)
-            await rig.drained(120)
+            await rig.drained(300)
             while not await inbox.quiet():
                 await asyncio.sleep(0.2)
             await rig.drained(120)
