@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from services.segmenter import store
-from services.segmenter.domain.decide import tick
+from services.segmenter.domain.passing import tick
 from services.segmenter.domain.state import decode_hot
 from services.segmenter.shard import HOUR_MS, Draft, Entry, ShardState, raise_bucket
 from shared.process.metrics import DUE_LATENESS, SEGMENTER_DUE

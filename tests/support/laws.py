@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from services.segmenter.domain.compiled import InForce
-from services.segmenter.domain.decide import decide, needs_cold, tick
+from services.segmenter.domain.decide import decide, needs_cold
+from services.segmenter.domain.passing import tick
 from shared.contracts.events import Accepted
 from tests.support.people import Person
 

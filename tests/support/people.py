@@ -12,7 +12,8 @@ import msgspec
 
 from services.packs import load_pack
 from services.segmenter.domain.compiled import Compiled, InForce
-from services.segmenter.domain.decide import decide, tick
+from services.segmenter.domain.decide import decide
+from services.segmenter.domain.passing import tick
 from services.segmenter.domain.state import Change, Cold, Daily, Hot
 from shared.contracts.events import Accepted, Context
 from shared.contracts.rules import ActivityDays, Rules

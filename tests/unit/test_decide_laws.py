@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.segmenter.domain import dedup
-from services.segmenter.domain.decide import tick
+from services.segmenter.domain.passing import tick
 from services.segmenter.domain.state import Change, Hot, decode_hot, encode_hot
 from services.segmenter.domain.visited import visits
 from shared.contracts.events import Accepted, Context, Device

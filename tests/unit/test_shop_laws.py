@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.segmenter.domain.decide import tick
+from services.segmenter.domain.passing import tick
 from services.segmenter.domain.state import CUSTOMER, LOYAL, REPEAT, Shop, decode_hot, encode_hot
 from shared.contracts.events import Accepted, Context, Device
 from shared.contracts.rules import Rates, Rules, Segment, Viewed
