@@ -55,7 +55,7 @@ bench: $(VENV)/local.stamp ## measurements, with the ceiling of this machine bes
 	@exec $(BIN)/perennial bench quick $(ARGS)
 
 faults: $(VENV)/dev.stamp ## kill, freeze and cut what can be, and compare with the oracle
-	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+	@exec $(BIN)/python -m pytest tests -m "faults or long" $(ARGS)
 
 docs: $(VENV)/dev.stamp ## write asyncapi.yaml and docs/metrics.md anew, and check what the documents say
 	@$(BIN)/python deploy/docs/build.py

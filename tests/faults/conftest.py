@@ -16,6 +16,9 @@ import pytest_asyncio
 
 from services.local.apache import missing_tools
 from tests.support.installation import Rig, installed
+from tests.support.sdks.using import node
+
+__all__ = ["node"]
 
 HERE = Path(__file__).parent
 APACHE = pytest.param("apache", marks=pytest.mark.kafka)
