@@ -45,7 +45,7 @@ _SIGNALS = {
         "`ingest_decisions_total`",
         "`ingest_rejections_total`, `transient_failures_total`",
         "`event_age_seconds`",
-        "`input_lag_records`",
+        "`input_lag_records`, `input_held_seconds`",
     ),
     "segmenter": (
         "`segmenter_events_total`, `segmenter_changes_total`",

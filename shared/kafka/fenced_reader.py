@@ -28,7 +28,7 @@ from shared.process.clock import monotonic
 from shared.process.crash import POINTS
 from shared.process.errors import Fatal, Fenced, LogReplaced, Transient
 from shared.process.http import Health
-from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, LAG, OWNED_SHARDS, TRANSIENT, begin
+from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, HELD, LAG, OWNED_SHARDS, TRANSIENT, begin
 from shared.process.retry import backoff_seconds
 
 log = logging.getLogger("perennial.owner")
@@ -94,6 +94,7 @@ class FencedReader:
         self._turn = asyncio.Lock()
         begin(service)
         LAG.labels(service).set_function(lambda: float(self._consumer.lag()))
+        HELD.labels(service).set_function(self._consumer.held_seconds)
 
     async def run(self) -> None:
         """Serve for ever; ends only by an exception. `Fatal` where going on would lose or double."""

@@ -23,6 +23,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.fetch import FetchRequest
 
+from shared.kafka.held import Held, Reach, held
 from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
 from shared.process.errors import LogReplaced, Transient
@@ -66,6 +67,7 @@ class ShardConsumer:
         self._given_up = False
         self._starved = 0
         self._positions: dict[int, int] = {}
+        self._held = Held(topic)
         self._shown_at = 0.0
         self._showing: asyncio.Task[None] | None = None
         self._group = group
@@ -109,6 +111,7 @@ class ShardConsumer:
 
     def reassigned(self, *, revoked: bool) -> None:
         self.generation += 1
+        self._held.forget()
         # aiokafka tells nobody that the group gave a member up; it only forgets the id the member was known by
         self._given_up = revoked and not self._consumer._coordinator.member_id  # noqa: SLF001
 
@@ -129,9 +132,10 @@ class ShardConsumer:
             if generation != self.generation:
                 raise Reassigned  # a new assignment has no positions yet: to ask for one would wait for ever
             positions = {tp.partition: await self._consumer.position(tp) for tp in partitions}
-            rest = {tp: positions[tp.partition] for tp in partitions if tp not in found}
+            reached = {tp.partition: self._reach(tp, positions[tp.partition]) for tp in partitions}
+            self._held.note(reached)
             if sum(map(len, found.values())) < max_records:
-                self._wait_longer_if_starved(rest)
+                self._wait_longer_if_starved(reached[tp.partition] for tp in partitions if tp not in found)
         except OffsetOutOfRangeError as error:
             outside = {tp.partition: offset for tp, offset in error.args[0].items()}
             raise LogReplaced(
@@ -150,10 +154,13 @@ class ShardConsumer:
         self._positions.update(moved)
         return Polled({tp.partition: records for tp, records in found.items() if records}, moved)
 
-    def _wait_longer_if_starved(self, silent: Mapping[TopicPartition, int]) -> None:
+    def _reach(self, tp: TopicPartition, position: int) -> Reach:
+        return Reach(position, self._consumer.last_stable_offset(tp), self._consumer.highwater(tp))
+
+    def _wait_longer_if_starved(self, silent: Iterable[Reach]) -> None:
         """The embedded broker reads for no longer than it may wait, and the longer its logs, the longer it reads: an
-        answer without what lies behind a position is one that came too early."""
-        starved = any((self._consumer.highwater(tp) or 0) > position for tp, position in silent.items())
+        answer without what lies behind a position is one that came too early, unless a transaction holds that back."""
+        starved = any((reach.highwater or 0) > reach.position and not held(reach) for reach in silent)
         self._starved = self._starved + 1 if starved else 0
         if self._starved >= _STARVED_POLLS:
             self._starved = 0
@@ -181,6 +188,10 @@ class ShardConsumer:
                 continue  # no longer assigned
             behind += max(0, (highwater or 0) - position)
         return behind
+
+    def held_seconds(self) -> float:
+        """How long an open transaction has held records back from the shard that waits longest; 0 where none does."""
+        return self._held.seconds()
 
     def show(self, positions: Mapping[int, int]) -> None:
         """Tell the broker where we are, in the background and every few seconds: for lag dashboards only,

@@ -114,6 +114,13 @@ LAG = _gauge(
     "Growing: the service is too slow, or stands.",
     "service",
 )
+HELD = _gauge(
+    "perennial_input_held_seconds",
+    "How long an open transaction of whoever writes the input topic has held back what lies behind it, in the partition"
+    " that waits longest; 0 where none does.",
+    "Growing: a producer hangs; the log line names partition and offset, `docs/operations.md` how to end it.",
+    "service",
+)
 EVENT_AGE = _histogram(
     "perennial_event_age_seconds",
     "Since the gateway received it, the oldest event of a batch: when ingest's decision was acknowledged, when the"

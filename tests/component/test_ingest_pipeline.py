@@ -30,6 +30,9 @@ class Consumer:
     def lag(self) -> int:
         return 0
 
+    def held_seconds(self) -> float:
+        return 0.0
+
     def at_end(self, shard: int, position: int) -> tuple[bool, int]:
         return True, 1
 

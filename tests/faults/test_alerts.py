@@ -1,4 +1,5 @@
-"""Each of the six alerts provoked on a real installation, seen firing in a real Prometheus, mended, and seen to end.
+"""Each alert provoked on a real installation, seen firing in a real Prometheus, mended, and seen to end. The one that
+needs Apache Kafka, for its transactions, is in test_transactions.py.
 
 The rules are the shipped ones, `hastened`: their times are divided by `TIMES`, no count or share is changed. With
 PERENNIAL_TEST_ALERTS_TIMES=1 they are as shipped, and it takes long.

@@ -9,14 +9,16 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from services.local import groups
 from shared.contracts.topics import Topic
-from shared.kafka.sender import Record
-from shared.kafka.shard_consumer import Reassigned, ShardConsumer
+from shared.kafka.sender import Record, Sender
+from shared.kafka.shard_consumer import _STARVED_POLLS, Reassigned, ShardConsumer
 from shared.process.errors import LogReplaced, Transient
+from tests.support.brokers import MakeTopics
 from tests.support.ports import free_port
-from tests.support.spine import SHARDS, Site, until
+from tests.support.spine import SHARDS, ByHand, Site, until
 
 
 @pytest.fixture
@@ -67,6 +69,7 @@ async def test_members_share_the_shards_and_a_rebalance_voids_what_was_fetched(
     assert sorted(read) == sorted(2 * list(range(4, 10)))
     assert {shard: one.at_end(shard, 10)[0] for shard in range(SHARDS)} == {0: True, 1: True}
     assert one.at_end(0, 9)[0] is False
+    assert one.held_seconds() == 0
 
     # a second member: some shard moves, and the first learns of it before it may commit anything
     two = member(instance="two")
@@ -173,3 +176,38 @@ async def test_a_broker_that_is_away_is_a_bad_moment() -> None:
     consumer = ShardConsumer(f"127.0.0.1:{free_port()}", "t", "g")
     with pytest.raises(Transient):
         await consumer.start()
+
+
+@pytest.mark.kafka
+async def test_an_open_transaction_holds_back_what_lies_behind_it(apache_kafka: str, topics_of: MakeTopics) -> None:
+    """What is held is neither read nor taken for the end of the log, and the other shards are asked for no more slowly."""
+    topic = (await topics_of(apache_kafka, SHARDS)).topic(Topic.RAW)
+    ordinary = Sender(apache_kafka)
+    foreign = AIOKafkaProducer(bootstrap_servers=apache_kafka, transactional_id=f"{topic}.foreign")
+    one = ByHand(apache_kafka, topic, SHARDS)
+    read: list[tuple[int, bytes | None]] = []
+    async with AsyncExitStack() as stack:
+        for part in (ordinary, foreign, one):
+            await part.start()
+            stack.push_async_callback(part.stop)
+        for shard in range(SHARDS):
+            one.seek(shard, 0)
+
+        async def told(*wanted: tuple[int, bytes]) -> bool:
+            polled = await one.fetch(range(SHARDS), timeout_ms=20, max_records=100)
+            read.extend((shard, record.value) for shard, several in polled.records.items() for record in several)
+            return sorted(read) == sorted(wanted)
+
+        await foreign.begin_transaction()
+        await foreign.send_and_wait(topic, b"never", partition=0)
+        await ordinary.send(topic, 0, [Record(b"k", b"behind")])
+        await ordinary.send(topic, 1, [Record(b"k", b"beside")])
+        await until(partial(told, (1, b"beside")))
+        for _ in range(3 * _STARVED_POLLS):
+            assert await told((1, b"beside"))
+        assert 0 < one.held_seconds() < 60
+        assert one.at_end(0, 0)[0] is False
+        assert one._consumer._fetcher._fetch_max_wait_ms == 20
+        await foreign.abort_transaction()
+        await until(partial(told, (1, b"beside"), (0, b"behind")))
+        assert one.held_seconds() == 0

@@ -78,6 +78,9 @@ class _Group:
     def lag(self) -> int:
         return 0
 
+    def held_seconds(self) -> float:
+        return 0.0
+
 
 class Miniature:
     """One installation: topics and tables. `owner()` makes a segmenter that owns every shard from then on."""

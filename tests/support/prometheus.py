@@ -74,7 +74,7 @@ def hastened(times: int) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((SHIPPED / "rules.yml").read_text())
     for rule in found["groups"][0]["rules"]:
         looked = re.sub(r"\[(\d+)m\]", lambda m: f"[{_hastened(m[1], times)}]", rule["expr"])
-        rule["expr"] = re.sub(r"(_age_seconds\) > )(\d+)", lambda m: f"{m[1]}{int(m[2]) / times:g}", looked)
+        rule["expr"] = re.sub(r"(_(?:age|held)_seconds\) > )(\d+)", lambda m: f"{m[1]}{int(m[2]) / times:g}", looked)
         if "for" in rule:
             rule["for"] = _hastened(rule["for"].removesuffix("m"), times)
         rule["labels"]["hastened"] = str(times)

@@ -14,6 +14,7 @@ from services.notifier.pipeline import Notifier
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.shard import ShardState
 from shared.kafka.fenced_reader import FencedReader
+from shared.kafka.held import Held
 from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import ShardConsumer
 from shared.process.http import Health
@@ -95,7 +96,7 @@ class _Ends:
 def _consumer() -> ShardConsumer:
     one = ShardConsumer.__new__(ShardConsumer)
     one.topic, one.generation = "t", 1
-    one._consumer, one._positions = _Ends(), {0: 60, 1: 5, 2: 7}
+    one._consumer, one._positions, one._held = _Ends(), {0: 60, 1: 5, 2: 7}, Held("t")
     return one
 
 

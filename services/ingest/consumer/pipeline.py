@@ -25,6 +25,7 @@ from shared.process.errors import LogReplaced, Transient
 from shared.process.http import Health
 from shared.process.metrics import (
     EVENT_AGE,
+    HELD,
     INGEST_DECISIONS,
     INGEST_REJECTIONS,
     INGEST_RESUMES,
@@ -87,6 +88,7 @@ class Pipeline:
         TRANSIENT.labels("ingest")
         begin_each(INGEST_DECISIONS, ("accepted", "rejected", "moved"))
         LAG.labels("ingest").set_function(lambda: float(self._consumer.lag()))
+        HELD.labels("ingest").set_function(self._consumer.held_seconds)
         self._age = EVENT_AGE.labels("ingest")
 
     def use_rules(self, version: int, intake: Intake) -> None:
