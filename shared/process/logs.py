@@ -1,11 +1,16 @@
-"""How a log line looks: one JSON object a line on stderr."""
+"""How a log line looks: one JSON object a line on stderr.
+
+It names nobody, though what a database or a library says of a value it does not take may quote it.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from typing import Any
 
+from shared.contracts.personal import hidden
 from shared.process.clock import iso
 
 
@@ -25,7 +30,18 @@ class JsonFormatter(logging.Formatter):
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(_nameless(line), ensure_ascii=False)
+
+
+def _nameless(value: Any) -> Any:
+    match value:
+        case dict():
+            return {hidden(str(name)): _nameless(inner) for name, inner in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_nameless(inner) for inner in value]
+        case None | bool() | int() | float():
+            return value
+    return hidden(str(value))
 
 
 def configure(service: str, level: str = "INFO") -> None:

@@ -303,6 +303,9 @@ async def test_dead_letters_by_http(site: Site) -> None:
             assert (status, replay["state"], replay["asked"]["reason"]) == (202, "waiting", "unknown_city")
             assert (await asked("GET", f"/replays/{replay['replay_id']}"))[1] == replay
             assert (await asked("DELETE", f"/replays/{replay['replay_id']}", writer))[1]["state"] == "cancelled"
+            assert (await asked("POST", "/replay", writer, json={"user": users[2], "dry_run": True}))[0] == 202
+            _, several = await asked("GET", "/replays")
+            assert [one["asked"]["user"] for one in several["items"]] == [f"a… (str, {len(users[2])})", ""]
             wrong: list[tuple[str, str, Any]] = [
                 ("GET", "?cursor=x", None), ("GET", "?cursor=1-99999999999-2", None), ("GET", "?from=soon", None),
                 ("GET", "/0/999", None), ("GET", "/77/0", None), ("GET", "/replays/nobody", None),

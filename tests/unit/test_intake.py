@@ -110,6 +110,9 @@ def test_a_plain_event_is_taken_as_it_is() -> None:
         ({**OPENED, "event": "City Added", "properties": {"lat": True, "lon": True}}, "unknown_city"),
         ({**OPENED, "properties": {"version": "ann@example.com"}}, "pii:version"),
         ({**OPENED, "properties": {"version": "call +1 (555) 123-4567"}}, "pii:version"),
+        ({**OPENED, "event": "Mail to ann@example.com"}, "pii:event"),
+        ({**OPENED, "context": {"campaign": {"source": "ann@example.com"}}}, "pii:context"),
+        ({**OPENED, "context": {"app": {"version": "+1 415 555 2671"}}}, "pii:context"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from services.ingest.domain.personal import personal
+from shared.contracts.personal import hidden, personal
 
 NUMBERS = [
     "+1 (555) 123-4567", "+1 415 555 2671", "+1-415-555-2671", "+14155552671", "+1.415.555.2671", "+1 (415) 555.2671",
@@ -57,11 +57,19 @@ def test_a_telephone_number_is_found_among_other_words(text: str) -> None:
         assert personal(around.format(text)), around
 
 
+@pytest.mark.parametrize("text", [*NUMBERS, "ann@example.com", "a.b+c@mail.example.org"])
+def test_it_is_hidden_and_what_stands_around_it_is_not(text: str) -> None:
+    said = f"at 2026-01-02 10:00: call {text}, or {text}; see 3/17"
+    # of a number that is known by its national part the country may stay
+    assert hidden(said).replace("+1 …", "…") == "at 2026-01-02 10:00: call …, or …; see 3/17"
+
+
 @pytest.mark.parametrize("text", NO_NUMBERS)
 def test_what_only_looks_like_one_is_not(text: str) -> None:
     """Rejecting an event for the date in it loses it: nobody posts it again."""
     assert not personal(text)
     assert not personal(f"since {text} or so")
+    assert hidden(f"since {text} or so") == f"since {text} or so"
 
 
 @pytest.mark.parametrize("text", ["ann@example.com", "write to a.b+c@mail.example.org today"])

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from services.ingest.domain.intake_http import MAX_EVENT_BYTES
-from services.ingest.domain.personal import personal
 from services.ingest.domain.places import UNKNOWN_PLACE, Places, locate
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
+from shared.contracts.personal import personal
 from shared.contracts.rules import Rules, city_events
 from shared.kafka.records import InRecord
 from shared.process.clock import parse_instant
@@ -27,6 +27,8 @@ _POSTED = ("live", "replay")
 MAX_TEXT = 1024
 _REMEMBERED_USERS = 32_768
 _REMEMBERED_PLACES = 8_192
+_REMEMBERED_TERMS = 4_096
+"""Names of events, versions, zones: apps say few of them, again and again."""
 _CALLS = {
     "track": "",
     "screen": "$screen",
@@ -121,6 +123,7 @@ class Intake:
         # a user's next events follow within minutes, and both are slow to find out
         self._shard_of = lru_cache(_REMEMBERED_USERS)(lambda user_id: shard_of(user_id, shards))
         self._personal_id = lru_cache(_REMEMBERED_USERS)(personal)
+        self._personal_term = lru_cache(_REMEMBERED_TERMS)(personal)
         self._pii_less = rules.privacy.pii_less
         self._allowed = {name: frozenset(keys) for name, keys in rules.intake.properties.items()}
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
@@ -169,6 +172,8 @@ class Intake:
         name = _CALLS[call] or event.event
         if not name or "\x00" in name or len(name) > MAX_ID_CHARS:
             return "missing_event"
+        if self._pii_less and self._personal_term(name):
+            return "pii:event"
         mode = _text(raw.headers.get("mode")) or "live"
         occurred = self._occurred_at(event, raw, mode)
         if isinstance(occurred, str):
@@ -190,7 +195,13 @@ class Intake:
         context = _context(event.context)
         if isinstance(context, str):
             return context
+        if self._pii_less and context is not None and self._names_somebody(context):
+            return "pii:context"
         return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context)
+
+    def _names_somebody(self, context: Context) -> bool:
+        # in one go, for it is asked of every event; neither kind of name reaches over a line's end
+        return self._personal_term(f"{context.locale}\n{context.timezone}\n{context.app_version}\n{context.campaign}")
 
     def _occurred_at(self, event: _Event, raw: RawRecord, mode: str) -> int | str:
         """The phone's time corrected by its clock's error, never later than it was received.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from services.ingest.domain.personal import personal
+from shared.contracts.personal import personal
 
 SHOWN_KEYS = frozenset(
     {
@@ -21,7 +22,14 @@ SHOWN_KEYS = frozenset(
         "timezone",
     }
 )
-"""Of a raw event, what is shown as it is unless it names a person; anything else may be a person's."""
+"""Of a raw event and its context, what is shown as it is unless it names a person; anything else may be a person's, and
+so is whatever an app puts into properties and traits under these names."""
+
+_HEADERS = frozenset({"received_at", "sent_at", "type", "message_id", "source", "mode", "replay_of"})
+
+
+_LEAST_TOLD = 4
+"""From so many characters on the first one is shown: of an age or a yes it would be most."""
 
 
 def shown(value: bytes | None) -> Any:
@@ -32,18 +40,30 @@ def shown(value: bytes | None) -> Any:
         return f"not JSON: {len(value or b'')} bytes"
 
 
-def masked(value: Any, key: str = "") -> Any:
-    """The same shape with every value hidden that `SHOWN_KEYS` does not name, or that names a person."""
+def shown_headers(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """A raw record's headers as they may be shown: those of the gateway and of replays, unless they name a person."""
+    texts = ((name, value.decode(errors="replace")) for name, value in headers)
+    return {nameless(name): nameless(text) if name in _HEADERS else _hidden(text, "str") for name, text in texts}
+
+
+def masked(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """The same shape with every value hidden that is not to be shown, or that names a person."""
     if isinstance(value, dict):
-        return {nameless(str(name)): masked(inner, str(name)) for name, inner in value.items()}
+        return {nameless(str(name)): masked(inner, (*path, str(name))) for name, inner in value.items()}
     if isinstance(value, list):
-        return [masked(inner, key) for inner in value]
+        return [masked(inner, path) for inner in value]
     if value is None or isinstance(value, bool):
         return value
     text = str(value)
-    if key in SHOWN_KEYS and not personal(text):
+    if _is_shown(path) and not personal(text):
         return value
     return _hidden(text, type(value).__name__)
+
+
+def _is_shown(path: tuple[str, ...]) -> bool:
+    if not path or path[-1] not in SHOWN_KEYS:
+        return False
+    return len(path) == 1 or (path[0] == "context" and "traits" not in path)
 
 
 def nameless(text: str) -> str:
@@ -52,4 +72,5 @@ def nameless(text: str) -> str:
 
 
 def _hidden(text: str, kind: str) -> str:
-    return f"{text[:1]}… ({kind}, {len(text)})"
+    first = text[:1] if len(text) >= _LEAST_TOLD else ""
+    return f"{first}… ({kind}, {len(text)})"

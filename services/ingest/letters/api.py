@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request
 
-from services.ingest.domain.masking import nameless, shown
+from services.ingest.domain.masking import shown, shown_headers
 from services.ingest.letters import listing, requests
 from services.ingest.letters.listing import FAR_MS, Matching
 from shared.data.db import Pool, is_moment
@@ -108,7 +108,7 @@ def letters(pool: Pool, reader: LogReader, raw_topic: str, shards: int) -> APIRo
 
 def told(headers: Any, value: bytes | None) -> dict[str, Any]:
     """One raw record as it may be shown."""
-    texts = {name: nameless(text.decode(errors="replace")) for name, text in headers}
+    texts = shown_headers(headers)
     received = texts.get("received_at", "")
     return {
         "headers": texts,

@@ -65,7 +65,7 @@ def _letter(row: asyncpg.Record) -> dict[str, Any]:
         "received_at": iso(row["received_at"]),
         "user_id": nameless(row["user_id"]),
         "reason": row["reason"],
-        "source": row["source"],
+        "source": nameless(row["source"]),
         "raw": {"partition": row["shard"], "offset": row["src"]},
         "replay": row["replay"],
         "replayed_by": row["replay_id"],
@@ -80,7 +80,7 @@ async def counts(connection: Connection, matching: Matching) -> dict[str, Any]:
     items = [
         {
             "day": iso(row["day"] * _DAY_MS)[:10],
-            "source": row["source"],
+            "source": nameless(row["source"]),
             "reason": row["reason"],
             "letters": row["letters"],
             "replays": row["replays"],

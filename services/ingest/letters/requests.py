@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from services.ingest.domain.masking import nameless
 from services.ingest.letters.listing import Matching
 from shared.contracts.identifiers import fresh_id
 from shared.data.db import Connection
@@ -93,7 +94,7 @@ def _progress(row: asyncpg.Record) -> dict[str, Any]:
         "state": state,
         "shards": {"done": row["shard"], "of": len(row["upto"])},
         **{name: row[name] for name in counted},
-        "asked": json.loads(row["filters"]),
+        "asked": {n: nameless(v) if isinstance(v, str) else v for n, v in json.loads(row["filters"]).items()},
         "requested_at": iso(int(row["requested_at"].timestamp() * 1000)),
         "finished_at": iso(int(finished.timestamp() * 1000)) if finished else None,
     }

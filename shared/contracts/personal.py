@@ -1,4 +1,4 @@
-"""Whether a text names a person: by an e-mail address or a telephone number.
+"""Whether a text names a person, by an e-mail address or a telephone number, and where.
 
 A telephone number is known by how it is written: with its country code (+1 415 555 2671, 0033 6 12 34 56 78), as in
 North America (415-555-2671), as in France (06 12 34 56 78), or with a leading zero in three groups (020 7946 0958).
@@ -38,6 +38,21 @@ def personal(text: str) -> bool:
     if "@" in text and _EMAIL.search(text):
         return True
     return len(text) >= _LEAST and not text.isalnum() and _GROUP.search(text) is not None and _telephone(text)
+
+
+def hidden(text: str) -> str:
+    """The text with `…` in the place of each e-mail address and telephone number."""
+    if not personal(text):
+        return text
+    plain = text.translate(_PLAIN)
+    spans = [found.span() for pattern in (_EMAIL, _NATIONAL) for found in pattern.finditer(plain)]
+    spans += [found.span() for found in _ABROAD.finditer(plain) if _reaches_someone(found[0])]
+    pieces, end = [], 0
+    for start, stop in sorted(spans):
+        if start >= end:
+            pieces += [text[end:start], "…"]
+        end = max(end, stop)
+    return "".join([*pieces, text[end:]])
 
 
 def _telephone(text: str) -> bool:
