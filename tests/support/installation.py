@@ -297,11 +297,16 @@ class Rig:
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """Where a user stands, as the read API tells it."""
+        found: dict[str, Any] = json.loads(await self.page(f"{self.status['segmenter']}/v1/users/{user_id}"))
+        return found
+
+    async def page(self, url: str) -> str:
+        """What a service answers to whoever holds the admin key."""
         admin = {"Authorization": f"Bearer {self.status['admin_key']}"}
-        async with self._http.get(f"{self.status['segmenter']}/v1/users/{user_id}", headers=admin) as answer:
-            assert answer.status == 200, f"{answer.status}: {await answer.text()}"
-            found: dict[str, Any] = await answer.json()
-            return found
+        async with self._http.get(url, headers=admin) as answer:
+            text = await answer.text()
+            assert answer.status == 200, f"{answer.status}: {text}"
+            return text
 
     async def metric(self, url: str, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry `labels`, as a process at `url` tells it."""
