@@ -168,7 +168,7 @@ def test_a_moment_told_wrongly_is_found(defect: str, monkeypatch: pytest.MonkeyP
         told = [change for change in changes if change.kind == "moment"]
         others = [change for change in changes if change.kind != "moment"]
         if defect == "without its properties":
-            told = [one._replace(payload=one.payload | {"properties": {}}) for one in told]
+            told = [msgspec.structs.replace(one, payload=one.payload | {"properties": {}}) for one in told]
         order = [*told, *others] if defect == "first" else [*others, *told]
         user(self, user_id, entry, before, order + told if defect == "twice" else order, *rest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.segmenter.domain import activity, cohorts, profile, returns, sessions, shop
-from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
+from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce, Meaning
 from services.segmenter.domain.passing import report, set_activity
 from services.segmenter.domain.state import PURPOSES, Change, Cold, Daily, Hot, consenting
 from shared.contracts.events import Accepted
@@ -16,6 +16,7 @@ def act(
     hot: Hot,
     cold: Cold | None,
     event: Accepted,
+    meaning: Meaning,
     as_of: int,
     in_force: InForce,
     changes: list[Change],
@@ -23,21 +24,21 @@ def act(
 ) -> Cold | None:
     """What the event itself does; returns the cold part if it changed."""
     rules = in_force.current
-    signals, at, cause = rules.signals_of(event.name), event.occurred_at, event.message_id
+    signals, at, cause = meaning.signals, event.occurred_at, event.message_id
     if at < hot.first_seen_at:
         daily += [(hot.first_seen_at // DAY_MS, "users", "all", -1), (at // DAY_MS, "users", "all", 1)]
         hot.first_seen_at = at
     hot.last_seen_at = max(hot.last_seen_at, at)
     # the device comes first: what follows may already be a reason to write to it
     changed_cold = _context(hot, cold, event, changes)
-    if rules.is_activity(event.name, signals):
+    if meaning.activity:
         known, began_at, screens = hot.sessions, hot.session_start_at, hot.session_screens
-        _be_active(hot, at, as_of, "screen" in signals, rules, changes, daily, cause)
+        _be_active(hot, at, as_of, meaning.screen, rules, changes, daily, cause)
         # nobody is compared by a history that is imported
         if hot.sessions > known and rules.compares and event.mode != "import":
             ended: dict[str, object] = {"ended_began_at": began_at, "ended_screens": screens}
             changes.append(Change("session_began", ended, at, "event", cause))
-    if "open" in signals:
+    if meaning.open:
         hot.opens += 1
     if "uninstall" in signals and at >= hot.last_activity_at:
         set_activity(hot, "uninstalled", at, "event", cause, changes)
@@ -90,7 +91,8 @@ def _be_active(
     if day != hot.last_day or not hot.bitmap:
         daily += returns.come(hot, day)
     first = hot.last_activity_at < 0
-    hot.first_activity_at = at if first else min(hot.first_activity_at, at)
+    if first or at < hot.first_activity_at:
+        hot.first_activity_at = at
     if at <= hot.last_activity_at:
         return
     hot.last_activity_at = at
@@ -133,9 +135,9 @@ def _places(
     report(moves, at, "event", event.message_id, changes)
 
 
-def may_be_told(hot: Hot, event: Accepted, rules: Compiled) -> bool:
+def may_be_told(hot: Hot, event: Accepted, meaning: Meaning, rules: Compiled) -> bool:
     """Of a place only what the user lets be recorded of it."""
     if event.city_id is None:
         return True
-    searched = "city_searched" in rules.signals_of(event.name)
+    searched = "city_searched" in meaning.signals
     return rules.consented(hot, "location") and (not searched or rules.consented(hot, "search_history"))

@@ -7,11 +7,12 @@ not matter whether the sweep or the next event notices that a moment has passed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
-from services.segmenter.domain import dedup, orders, profile
+import msgspec
+from msgspec.structs import replace
+
+from services.segmenter.domain import dedup, profile
 from services.segmenter.domain.acting import UNBORN, act, may_be_told
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
 from services.segmenter.domain.moments import moment_of
@@ -23,7 +24,7 @@ from shared.contracts.identifiers import message_hash
 HOUR_MS = 3_600_000
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The user afterwards. `cold` is None where it did not change; `daily` is what moved among the counts of days;
     `spilled` are (hash, hour) of message ids that left the ring too young; a duplicate changed nothing but time."""
 
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
 
 def needs_cold(hot: Hot | None, event: Accepted, rules: Compiled | None) -> bool:
     """Whether `decide` will look at the cold part. Rules that are not known yet (None) may make it."""
-    if rules is None or not orders.SIGNALS.isdisjoint(rules.signals_of(event.name)):
+    if rules is None or rules.meaning_of(event.name).orders:
         return True
     return event.context is not None and (hot is None or profile.digest(event.context) != hot.context_digest)
 
@@ -52,6 +53,7 @@ def decide(
 ) -> Outcome:
     """Fold one event. `as_of`: the later of its received time and the shard's last tick. `cold` may be
     None unless `needs_cold`. `spilled`: hashes of the user's ids that left the ring within a day."""
+    stood: Hot | None = None
     if hot is None:
         at, first = event.occurred_at, rules.current.first_stage
         hot = Hot(first, at, UNBORN, at, at, at, rules_version=rules.current.version)
@@ -59,18 +61,19 @@ def decide(
         daily = [(at // DAY_MS, "users", "all", 1)]
     else:
         hot, changes, daily = tick(hot, as_of, rules)
+        stood = hot
     number = message_hash(event.message_id)
     if dedup.contains(hot.ring, number) or number in spilled:
         return Outcome(hot, None, changes, daily, None, duplicate=True)
-    hot = copy.copy(hot)
+    hot = replace(hot)
     hot.ring, evicted = dedup.add(hot.ring, number, event.received_at // HOUR_MS)
     if evicted is not None:
         hot.spilled_hour = max(hot.spilled_hour, evicted[1])
-    changed_cold = act(hot, cold, event, as_of, rules, changes, daily)
-    settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes, daily)
+    meaning = rules.current.meaning_of(event.name)
+    changed_cold = act(hot, cold, event, meaning, as_of, rules, changes, daily)
+    settle(hot, event.occurred_at, as_of, "event", event.message_id, rules.current, changes, daily, stood)
     advance(hot, as_of, as_of, rules.current, changes, daily)
-    told = rules.current.awaited.get(event.name)
     # the last row of its event: who waits for it finds the user as the event left them
-    if told is not None and may_be_told(hot, event, rules.current):
-        changes.extend(moment_of(event, told))
+    if meaning.awaited is not None and may_be_told(hot, event, meaning, rules.current):
+        changes.extend(moment_of(event, meaning.awaited))
     return Outcome(hot, changed_cold, changes, daily, evicted, duplicate=False)

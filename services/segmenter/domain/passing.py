@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from msgspec.structs import replace
 
 from services.segmenter.domain import activity, cohorts, lifecycle, segments, standing
 from services.segmenter.domain.compiled import Compiled, InForce
 from services.segmenter.domain.state import Change, Daily, Hot
 from shared.process.clock import iso
+
+NEVER = -1
+"""The moment of what is not due at all."""
 
 
 def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change], list[Daily]]:
@@ -18,7 +21,7 @@ def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change], list[
         return hot, [], []
     # nothing changed since the user was looked at last, for `due_at` is the first moment at which anything does
     moment = min(hot.due_at - 1, as_of) if hot.due_at >= 0 else as_of
-    hot = copy.copy(hot)
+    hot = replace(hot)
     changes: list[Change] = []
     daily: list[Daily] = []
     before: Compiled | None = None
@@ -39,10 +42,15 @@ def advance(hot: Hot, moment: int, as_of: int, rules: Compiled, changes: list[Ch
         pulse = activity.next_change(hot, rules)
         expiry = cohorts.next_expiry(hot, rules.searched_ms)
         flip = segments.next_flip(hot, moment, rules) if rules.timed else None
-        hot.due_at = min((m for m in (pulse[0] if pulse else None, expiry, flip) if m is not None), default=-1)
-        if not 0 <= hot.due_at <= as_of:
+        due = pulse[0] if pulse is not None else NEVER
+        if expiry is not None and (expiry < due or due == NEVER):
+            due = expiry
+        if flip is not None and (flip < due or due == NEVER):
+            due = flip
+        hot.due_at = due
+        if not 0 <= due <= as_of:
             return
-        due, cause = hot.due_at, iso(hot.due_at)
+        cause = iso(due)
         if expiry == due:
             report(cohorts.expire(hot, due, rules.searched_ms), due, "tick", cause, changes)
         if pulse is not None and pulse[0] == due:
@@ -60,15 +68,22 @@ def settle(
     rules: Compiled,
     changes: list[Change],
     daily: list[Daily],
+    stood: Hot | None = None,
 ) -> None:
-    """Draw the conclusions: stage, who counts as customer, segments. What happened at `at` is judged at `moment`."""
+    """Draw the conclusions: stage, who counts as customer, segments. What happened at `at` is judged at `moment`.
+
+    `stood`: the user as brought to `moment` under the same rules, before it happened (None: not known). What is
+    concluded from nothing that changed since then is not concluded again."""
     while (to := lifecycle.next_stage(hot, rules)) is not None:
         changes.append(Change("stage_changed", {"from": hot.stage, "to": to}, at, cause_type, cause))
         hot.stage, hot.stage_at = to, at
-    flags = lifecycle.flags(hot, rules)
-    if flags != hot.flags:
-        daily += standing.turned(hot, flags, at, cause_type == "rules", rules)
-        hot.flags = flags
+    if stood is None or rules.roles_see(hot) != rules.roles_see(stood):
+        flags = lifecycle.flags(hot, rules)
+        if flags != hot.flags:
+            daily += standing.turned(hot, flags, at, cause_type == "rules", rules)
+            hot.flags = flags
+    if stood is not None and rules.segments_see(hot) == rules.segments_see(stood):
+        return
     now = segments.memberships(hot, moment, rules)
     if now != hot.segments:
         left = [s for s in hot.segments if s not in now]

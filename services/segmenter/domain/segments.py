@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from services.segmenter.domain.compiled import DAY_MS, Compiled
-from services.segmenter.domain.lifecycle import holds, within
-from services.segmenter.domain.shop import NEW
-from services.segmenter.domain.state import Hot
+from services.segmenter.domain.compiled import DAY_MS, Compiled, Measured
+from services.segmenter.domain.measures import reached, within
+from services.segmenter.domain.state import NEVER_SHOPPED, Hot
 from shared.contracts.rules import Segment
 
 
@@ -14,16 +13,17 @@ def memberships(hot: Hot, moment: int, rules: Compiled) -> tuple[str, ...]:
     plain = rules.memberships(hot.stage, hot.activity)
     if not rules.measured:
         return plain
-    return tuple(sorted([*plain, *(s.id for s in rules.measured if belongs(s, hot, moment))]))
+    return tuple(sorted([*plain, *(one.segment.id for one in rules.measured if belongs(one, hot, moment))]))
 
 
-def belongs(segment: Segment, hot: Hot, moment: int) -> bool:
+def belongs(one: Measured, hot: Hot, moment: int) -> bool:
     """Whether every condition holds at `moment`, which lies behind all that the user did."""
+    segment = one.segment
     if (segment.stage and hot.stage not in segment.stage) or (
         segment.activity and hot.activity not in segment.activity
     ):
         return False
-    shop = hot.shop or NEW
+    shop = hot.shop or NEVER_SHOPPED
     if segment.viewed is not None:
         seen, least = shop.viewed_at, segment.viewed.least
         if len(seen) < least or seen[least - 1] + segment.viewed.days * DAY_MS <= moment:
@@ -33,23 +33,23 @@ def belongs(segment: Segment, hot: Hot, moment: int) -> bool:
         return False
     if segment.not_ordered_days and since_order is not None and since_order < segment.not_ordered_days * DAY_MS:
         return False
-    return holds(hot, segment.least) and within(hot, segment.most)
+    return reached(hot, one.least) and within(hot, one.most)
 
 
 def next_flip(hot: Hot, moment: int, rules: Compiled) -> int | None:
     """The first moment behind `moment` at which the user enters or leaves a segment if nothing happens."""
     first: int | None = None
-    for segment in rules.timed:
-        inside = segment.id in hot.segments
-        for at in _ends(segment, hot):
-            if at > moment and (first is None or at < first) and belongs(segment, hot, at) != inside:
+    for one in rules.timed:
+        inside = one.segment.id in hot.segments
+        for at in _ends(one.segment, hot):
+            if at > moment and (first is None or at < first) and belongs(one, hot, at) != inside:
                 first = at
     return first
 
 
 def _ends(segment: Segment, hot: Hot) -> list[int]:
     """Where a span of the segment runs out, soonest first."""
-    shop = hot.shop or NEW
+    shop = hot.shop or NEVER_SHOPPED
     found = []
     if segment.viewed is not None and len(shop.viewed_at) >= segment.viewed.least:
         found.append(shop.viewed_at[segment.viewed.least - 1] + segment.viewed.days * DAY_MS)

@@ -16,7 +16,9 @@ def enter(hot: Hot, at: int, screens: int, gap_ms: int) -> None:
         hot.session_start_at = hot.session_last_at = at
         hot.session_screens = screens
     elif at >= hot.session_start_at - gap_ms:
-        hot.session_start_at = min(hot.session_start_at, at)
-        hot.session_last_at = max(hot.session_last_at, at)
+        if at > hot.session_last_at:
+            hot.session_last_at = at
+        elif at < hot.session_start_at:
+            hot.session_start_at = at
         hot.session_screens += screens
     hot.screens += screens

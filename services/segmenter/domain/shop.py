@@ -6,10 +6,9 @@ from msgspec.structs import replace
 
 from services.segmenter.domain import orders, standing
 from services.segmenter.domain.compiled import InForce
-from services.segmenter.domain.state import Cold, Daily, Hot, Shop
+from services.segmenter.domain.state import NEVER_SHOPPED, Cold, Daily, Hot, Shop
 from shared.contracts.events import Accepted
 
-NEW = Shop()
 SEEN = 3
 """So many of the newest views are known by their moment."""
 
@@ -31,7 +30,7 @@ def fold(
 ) -> Cold | None:
     """Count the event, on a fresh copy of `hot`; the cold part if it changed. `cold` is looked at for orders only.
     What is counted by day goes to `daily`."""
-    shop = hot.shop or NEW
+    shop = hot.shop or NEVER_SHOPPED
     news: dict[str, object] = {
         counter: getattr(shop, counter) + 1 for signal, counter in _COUNTED.items() if signal in signals
     }

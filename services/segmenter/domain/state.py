@@ -8,7 +8,7 @@ is what is encoded, so that a user who was stored and read again is the same use
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -44,6 +44,9 @@ class Shop(msgspec.Struct, array_like=True, frozen=True, gc=False):
     feedback: int = 0
     score: int = -1
     scored_at: int = -1
+
+
+NEVER_SHOPPED = Shop()
 
 
 class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
@@ -124,7 +127,7 @@ class Cold(msgspec.Struct, array_like=True, gc=False):
     forgotten_at: int = -1
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """Something that is now true of a user: a ledger row before it has a number.
 
     `cause_type` is event, tick or rules; `occurred_at` the moment it became true, not when it was noticed.
