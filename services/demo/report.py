@@ -23,7 +23,7 @@ _CHAINS = "SELECT count(DISTINCT chain_id) FROM notifier.context_event WHERE kin
 _REACHED = """
 WITH runs AS (
     SELECT r.run_id, r.city_ids FROM notifier.run r JOIN notifier.context_event c USING (context_id)
-    WHERE c.kind = 'nws' AND c.received_at >= $1
+    WHERE c.kind = 'nws' AND c.received_at >= $1 AND r.city_ids <> '{}'
 )
 SELECT (SELECT count(*) FROM runs) AS runs,
     (SELECT count(DISTINCT city) FROM runs, unnest(city_ids) AS city) AS cities,

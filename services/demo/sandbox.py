@@ -82,6 +82,7 @@ class Sandbox:
         add("GET", "/pushes/count", self._count)
         add("GET", r"/pushes/{n:\d+}/why", self._told_why)
         add("DELETE", "/devices/{token}", self._uninstall)
+        add("GET", "/shown", self._shown)
         add("PUT", "/behaviour", self._behave)
         add("GET", "/behaviour", self._behaviour)
         add("GET", "/healthz", self._healthz)
@@ -185,6 +186,11 @@ class Sandbox:
             return _error("bad_cursor", "since and limit are whole numbers")
         items, cursor = self.mailbox.since(since, request.query.get("token"), max(1, min(limit, 20_000)))
         return _response(Answer(200, encode({"items": items, "next": None if cursor is None else str(cursor)})))
+
+    async def _shown(self, request: web.Request) -> web.Response:
+        """What phones show at this moment: of all pushes, what nothing has replaced, taken away or let expire."""
+        items = self.mailbox.screens.now(self._real_ms(), request.query.get("token"))
+        return _response(Answer(200, encode({"items": items, "next": None})))
 
     async def _clear(self, _: web.Request) -> web.Response:
         self.mailbox.clear()

@@ -28,15 +28,18 @@ class Arrived(msgspec.Struct, frozen=True):
     collapse_id: str
     ttl_seconds: int | None
     received_at: str
+    sound: bool
+    action: str
 
 
 class Mailbox:
-    """The last `capacity` pushes; all are counted."""
+    """The last `capacity` pushes; all are counted. What phones show of them now is kept beside them."""
 
     def __init__(self, capacity: int = 20_000) -> None:
         self._kept: deque[Arrived] = deque(maxlen=capacity)
         self._next = 1
         self.counts: dict[str, int] = dict.fromkeys(PROVIDERS, 0)
+        self.screens = Screens(capacity)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -56,7 +59,10 @@ class Mailbox:
             told.collapse_id,
             told.ttl_seconds,
             iso(real_ms),
+            told.sound,
+            told.action,
         )
+        self.screens.take(arrived, real_ms)
         self._kept.append(arrived)
         self._next += 1
         self.counts[provider] += 1
@@ -77,7 +83,39 @@ class Mailbox:
     def clear(self) -> None:
         """Forgets and counts from 0; numbers go on, so that a cursor never skips."""
         self._kept.clear()
+        self.screens.clear()
         self.counts = dict.fromkeys(PROVIDERS, 0)
+
+
+class Screens:
+    """What each phone shows: one notification per collapse id, the last that came, until it ends or is taken away.
+
+    An app does as it is told (docs/app-developers.md): what has expired is removed, and so is what is retracted. The
+    oldest go when there are too many."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._shown: OrderedDict[tuple[str, str], tuple[Arrived, int | None]] = OrderedDict()
+
+    def take(self, arrived: Arrived, real_ms: int) -> None:
+        place = (arrived.token, arrived.collapse_id or f"#{arrived.n}")
+        self._shown.pop(place, None)
+        if arrived.action in ("show", "replace"):
+            ttl = arrived.ttl_seconds
+            self._shown[place] = (arrived, None if ttl is None else real_ms + ttl * 1000)
+            if len(self._shown) > self._capacity:
+                self._shown.popitem(last=False)
+
+    def now(self, real_ms: int, token: str | None = None) -> list[Arrived]:
+        """What is shown at that moment, on one phone or on all; what came last is last."""
+        return [
+            arrived
+            for (phone, _), (arrived, until) in self._shown.items()
+            if (token is None or phone == token) and (until is None or real_ms < until)
+        ]
+
+    def clear(self) -> None:
+        self._shown.clear()
 
 
 class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

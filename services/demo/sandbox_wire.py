@@ -19,7 +19,8 @@ _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What a push says, whoever's protocol it came by."""
+    """What a push says, whoever's protocol it came by. `sound`: the phone may make itself heard; `action`: show it, or
+    `retract` what stands under the collapse id."""
 
     token: str
     title: str = ""
@@ -27,6 +28,8 @@ class Told(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
     collapse_id: str = ""
     ttl_seconds: int | None = None
+    sound: bool = True
+    action: str = "show"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -121,8 +124,21 @@ def read_fcm(raw: bytes) -> tuple[Told, bool]:
         data=dict(message.data),
         collapse_id=collapse_id,
         ttl_seconds=_fcm_ttl(message.android.ttl),
+        sound="sound" in message.android.notification or "sound" in _aps(message.apns.payload),
+        action=_action(message.data, message.notification.title or message.notification.body),
     )
     return told, request.validate_only
+
+
+def _aps(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    aps = payload.get("aps")
+    return aps if isinstance(aps, Mapping) else {}
+
+
+def _action(data: Mapping[str, Any], shown: str) -> str:
+    """What the app is told to do; without a word of it, a push that shows something shows it."""
+    told = data.get("action")
+    return told if isinstance(told, str) and told else "show" if shown else ""
 
 
 def _fcm_ttl(ttl: str) -> int | None:
@@ -152,11 +168,13 @@ def read_apns(token: str, raw: bytes, headers: Mapping[str, str], real_ms: int) 
         payload = msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid("PayloadEmpty") from error
-    aps = payload.pop("aps", None)
-    alert = aps.get("alert", "") if isinstance(aps, dict) else ""
+    aps = _aps(payload)
+    payload.pop("aps", None)
+    alert = aps.get("alert", "")
     title, body = (alert.get("title", ""), alert.get("body", "")) if isinstance(alert, dict) else ("", alert)
     ttl = max(0, int(expiration) - real_ms // 1000)
-    return Told(token, str(title), str(body), payload, collapse_id, ttl)
+    action = _action(payload, str(title) or str(body))
+    return Told(token, str(title), str(body), payload, collapse_id, ttl, "sound" in aps, action)
 
 
 def read_webpush(token: str, headers: Mapping[str, str]) -> Told:

@@ -37,17 +37,17 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigi
 WHERE m.month = n.month AND m.message_id = n.message_id AND m.state IN ('held', 'waiting', 'intent', 'attempted')
 RETURNING m.message_id
 """
-# what the topic does not say stays empty: version, occurrence, device, text, cause, category. What went out uses up
-# caps of all categories.
+# what the topic does not say stays empty: version, occurrence, device, text, cause, category, what an alert told.
+# What went out uses up caps of all categories.
 _INSERT = """
 INSERT INTO notifier.message (month, message_id, shard, user_id, campaign, campaign_version, variant, occurrence, state,
-    reason, provider, planned_at, finished_at, attempted_at, counts)
+    reason, provider, planned_at, finished_at, attempted_at, counts, chain)
 SELECT n.month, n.message_id, n.shard, n.user_id, n.campaign, 0, n.variant, '', n.state, n.reason, n.provider, n.at,
     CASE WHEN n.ended THEN n.at END, CASE WHEN n.state IN ('sent', 'unknown') THEN n.at END,
-    n.state IN ('sent', 'unknown')
+    n.state IN ('sent', 'unknown'), n.chain
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::int[],
-    $9::text[], $10::text[], $11::text[])
-    AS n(month, message_id, state, reason, provider, at, ended, shard, user_id, campaign, variant)
+    $9::text[], $10::text[], $11::text[], $12::text[])
+    AS n(month, message_id, state, reason, provider, at, ended, shard, user_id, campaign, variant, chain)
 ON CONFLICT (month, message_id) DO NOTHING RETURNING message_id
 """
 _TAPPED = """
@@ -57,9 +57,9 @@ WHERE m.month = n.month AND m.message_id = n.message_id AND m.opened_at IS NULL 
 """
 _OUTCOME = """
 INSERT INTO notifier.outcome (shard, gen, seq, user_id, message_id, campaign, variant, outcome, reason, provider,
-    occurred_at, recorded_at)
+    occurred_at, recorded_at, chain)
 SELECT * FROM unnest($1::int[], $2::int[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-    $9::text[], $10::text[], $11::bigint[], $12::bigint[])
+    $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::text[])
 ON CONFLICT (shard, seq, recorded_at) DO NOTHING
 """
 
@@ -147,7 +147,7 @@ async def _write(
     rows = [
         (
             one.shard, one.gen, one.seq, one.user_id, one.message_id, one.campaign, one.variant, one.outcome,
-            one.reason, one.provider, parse_instant(one.occurred_at), recorded[one.shard, one.seq],
+            one.reason, one.provider, parse_instant(one.occurred_at), recorded[one.shard, one.seq], one.chain,
         )
         for _, one in told
     ]  # fmt: skip
@@ -159,6 +159,7 @@ def _ended(one: PushOutcome) -> tuple[object, ...]:
     return (
         month_in(one.message_id), one.message_id, one.outcome, one.reason, one.provider, parse_instant(one.occurred_at),
         one.outcome in ("sent", "failed", "unknown"), one.shard, one.user_id, one.campaign, one.variant,
+        one.chain,
     )  # fmt: skip
 
 

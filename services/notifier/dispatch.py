@@ -17,8 +17,9 @@ from services.notifier import messages
 from services.notifier.book import CampaignBook
 from services.notifier.domain.gates import Reason, audience, consent, device
 from services.notifier.domain.quiet_hours import quiet_until, zone_named
-from services.notifier.domain.recipient import Recipient
+from services.notifier.domain.recipient import Recipient, device_for
 from services.notifier.messages import Message, OutcomeRow
+from services.notifier.succession import Succession
 from services.notifier.transports.push import (
     Outcome,
     Push,
@@ -63,6 +64,8 @@ _GATHER_OUTCOMES = 200
 _MOST_UNWRITTEN = 400
 """So many outcomes at most are known here alone: what a crash may lose of them, and of the calls under way."""
 _FAREWELL_SECONDS = 3.0
+_BEHIND_SECONDS = 0.05
+"""How often a message that goes on with one on the wire is looked at again."""
 _QUIET_SECONDS = 5.0
 """How often a message that ran into quiet hours is looked at again: product time may run faster than real time."""
 _ANSWERS: dict[type[Outcome], str] = {
@@ -88,6 +91,7 @@ class Dispatcher:
         self._pool, self._book, self._transport, self._relay, self._clock = pool, book, transport, relay, clock
         self._slots = asyncio.Semaphore(most)
         self._queue: deque[Message] = deque()
+        self._succession = Succession()
         self._later: list[tuple[float, Message]] = []
         self._work = asyncio.Event()
         self._shards: frozenset[int] = frozenset()
@@ -122,6 +126,8 @@ class Dispatcher:
                 self._finished[message.message_id] = message
             else:
                 self._queue.append(message)
+            if message.state == "intent":
+                self._succession.put(message)
         self._work.set()
         self._settle_wanted.set()
 
@@ -130,8 +136,11 @@ class Dispatcher:
         self._room.set()
         self._queue.clear()
         self._later.clear()
+        self._succession.clear()
 
     def put(self, several: list[Message]) -> None:
+        for message in several:
+            self._succession.put(message)
         self._queue.extend(several)
         if several:
             self._work.set()
@@ -190,6 +199,7 @@ class Dispatcher:
         for message in ready:
             if message.message_id in noted:
                 message.state, message.attempts = "attempted", message.attempts + 1
+                self._succession.begins(message)
                 await self._room.wait()
                 await self._slots.acquire()
                 task = asyncio.create_task(self._send(message))
@@ -202,6 +212,9 @@ class Dispatcher:
         left = await messages.left(self._pool, waited) if waited else set()
         for message in batch:
             if now < message.expires_at and self._kept_quiet(message, now):
+                continue
+            if self._succession.must_wait(message):
+                self._later.append((monotonic() + _BEHIND_SECONDS, message))
                 continue
             reason = await self._judge_again(message, now, left)
             if reason is None:
@@ -225,6 +238,8 @@ class Dispatcher:
     async def _judge_again(self, message: Message, now: int, left: set[str]) -> Reason | None:
         """Why the message must not go out after all; asked in full only if it had to wait. `left`: ids of those whose
         user is no longer in their audience."""
+        if self._succession.superseded(message):
+            return Reason.SUPERSEDED
         if now >= message.expires_at:
             return Reason.EXPIRED
         if message.message_id in left:
@@ -239,7 +254,8 @@ class Dispatcher:
         for check in (*meant, consent(recipient, self._book.consent_required), device(recipient)):
             if not check.passed:
                 return check.reason
-        message.device_id, message.token = recipient.devices[-1].id, recipient.devices[-1].token
+        chosen = device_for(recipient, "" if message.action == "show" else message.device_id)
+        message.device_id, message.token = chosen.id, chosen.token
         return None
 
     async def _send(self, message: Message) -> None:
@@ -260,12 +276,15 @@ class Dispatcher:
                     message.collapse_id,
                     max(0, (message.expires_at - self._clock.now_ms()) // 1000),
                     message.safety,
+                    message.action,
+                    message.sound,
                 )
             )
             POINTS.passing("notifier.after_wire")
             self._conclude(message, outcome)
         finally:
             SEND_SECONDS.observe(monotonic() - started)
+            self._succession.ends(message)
             self._in_flight.pop(message.message_id, None)
             self._slots.release()
 
@@ -299,7 +318,11 @@ class Dispatcher:
         self._finish(message)
 
     def _again(self, message: Message, after_seconds: float | None, *, counted: bool = True) -> None:
-        """Back to waiting; given up once it was tried often enough, where that says something of the message."""
+        """Back to waiting; given up once it was tried often enough, where that says something of the message, or where
+        a newer one has taken its place."""
+        if self._succession.superseded(message):
+            _not_sent(message, "suppressed", Reason.SUPERSEDED)
+            return
         if counted and message.attempts >= _MOST_ATTEMPTS:
             _not_sent(message, "failed", "too_many_attempts")
             return

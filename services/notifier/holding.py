@@ -26,10 +26,12 @@ _POLL_SECONDS = 0.5
 _ROW = (
     "m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.state, m.planned_at,"
     " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain,"
-    " m.city_id"
+    " m.city_id, m.chain, m.action, m.sound, m.told"
 )
 _DUE = f"""
-SELECT {_ROW}, ({CONCERNED}) AS concerned, r.context = 'forecast' AS foretold, r.valid_until
+SELECT {_ROW}, ({CONCERNED}) AS concerned, r.context = 'forecast' AS foretold, r.valid_until, m.chain <> '' AND EXISTS (
+    SELECT FROM notifier.alert_chain a WHERE a.alert_id = r.context_id AND a.replaced_by <> ''
+) AS superseded
 FROM unnest($1::int[], $2::text[], $3::bigint[]) AS o(shard, state, until) CROSS JOIN LATERAL (
     SELECT * FROM notifier.message t WHERE t.shard = o.shard AND t.state = o.state AND t.state IN ('held', 'waiting')
         AND t.release_at <= o.until ORDER BY t.release_at LIMIT $4
@@ -58,11 +60,13 @@ _RELEASE = (  # column names are the struct's own
 
 
 class Held(NamedTuple):
-    """A message that has to wait; `concerned`: its user still belongs to the audience it was planned for."""
+    """A message that has to wait; `concerned`: its user still belongs to the audience it was planned for; `superseded`:
+    the alert it is of was replaced meanwhile."""
 
     message: Message
     occurrence: Occurrence
     concerned: bool = True
+    superseded: bool = False
 
 
 class Holding:
@@ -104,9 +108,9 @@ async def of_users(pool: Pool, keys: Iterable[tuple[int, str]]) -> list[Held]:
 
 
 def _held(row: dict[str, Any]) -> Held:
-    concerned = row.pop("concerned", True)
+    concerned, superseded = row.pop("concerned", True), row.pop("superseded", False)
     message = Message(**row, variant="treated")
-    return Held(message, msgspec.json.decode(message.held, type=Occurrence), concerned)
+    return Held(message, msgspec.json.decode(message.held, type=Occurrence), concerned, superseded)
 
 
 def not_sent(message: Message, reason: Reason, now_ms: int) -> Message:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from services.notifier.domain.alert_chain import Action
 from services.notifier.domain.campaign import Occurrence
-from services.notifier.domain.gates import Check
+from services.notifier.domain.gates import Check, Reason
 from services.notifier.domain.plan import Defer, HeldOut, Send, Suppress, Verdict
 from shared.contracts.rules import Campaign
 from shared.data.db import Connection, Pool, transaction
@@ -20,10 +21,10 @@ Write = Callable[[Connection], Awaitable[None]]
 class Message(msgspec.Struct, gc=False):
     """One row of notifier.message. `state`: intent, attempted, then sent, failed or unknown; or at once
     suppressed or held_out; or held until `release_at`, or waiting until then for the end of its campaign's delay, then
-    any of these. `cause_gen`, `cause_seq`: the segmenter's
-    ledger row it goes back to. `category` to `explain`: what the gates judge by (migration 0003). `city_id`: where
-    a run that goes city by city found its user (0: it comes from none).
-    `compared_until`: until when its user's doings are compared with others' (0: they are not); see `exposures`."""
+    any of these. `cause_gen`, `cause_seq`: the segmenter's ledger row it goes back to. `compared_until`: until when its
+    user's doings are compared with others' (0: they are not); see `exposures`. `category` to `explain`: what the gates
+    judge by (migration 0003). `city_id`: where a run that goes city by city found its user (0: it comes from none).
+    From `chain` on: what it does on the phone, and what it told of a chain of alerts (0011)."""
 
     month: str
     message_id: str
@@ -60,6 +61,10 @@ class Message(msgspec.Struct, gc=False):
     held: str = ""
     explain: str = ""
     city_id: int = 0
+    chain: str = ""
+    action: Action = "show"
+    sound: bool = True
+    told: str = ""
 
 
 class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +82,7 @@ class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
     provider: str
     occurred_at: int
     recorded_at: int
+    chain: str = ""
 
 
 _COLUMNS = [name for name in Message.__struct_fields__ if name not in ("safety", "compared_until")]
@@ -84,6 +90,7 @@ _ARRAYS = {
     "shard": "int", "campaign_version": "int", "attempts": "int", "cause_gen": "int", "planned_at": "bigint",
     "expires_at": "bigint", "cause_seq": "bigint", "cause_src": "bigint", "counts": "boolean", "release_at": "bigint",
     "city_id": "int",
+    "sound": "boolean",
 }  # fmt: skip
 _INSERT = (  # column names are the struct's own
     f"INSERT INTO notifier.message ({', '.join(_COLUMNS)}) SELECT * FROM unnest("  # noqa: S608
@@ -91,8 +98,8 @@ _INSERT = (  # column names are the struct's own
     + ") ON CONFLICT (month, message_id) DO NOTHING RETURNING message_id"
 )
 _ATTEMPT = """
-UPDATE notifier.message m SET state = 'attempted', attempts = m.attempts + 1, attempted_at = $4
-FROM unnest($1::text[], $2::text[]) AS n(month, message_id)
+UPDATE notifier.message m SET state = 'attempted', attempts = m.attempts + 1, attempted_at = $4, sound = n.sound
+FROM unnest($1::text[], $2::text[], $5::boolean[]) AS n(month, message_id, sound)
 WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($3::int[]) AND m.state = 'intent'
 RETURNING m.message_id
 """
@@ -110,23 +117,36 @@ SELECT {", ".join(_COLUMNS)} FROM notifier.message WHERE shard = ANY($1::int[]) 
 ORDER BY planned_at
 """  # noqa: S608
 CONCERNED = """
-m.run_id = '' OR EXISTS (
+m.run_id = '' OR m.action = 'retract' OR EXISTS (
     SELECT FROM notifier.run r JOIN audience.cohort_member c
-        ON c.shard = m.shard AND c.relation = ANY(r.relations)
-            AND c.city_id = ANY(CASE m.city_id WHEN 0 THEN r.city_ids ELSE ARRAY[m.city_id] END)
+        ON c.shard = m.shard AND c.relation = ANY(r.relations) AND c.city_id = ANY(CASE
+            WHEN m.told <> '' THEN ARRAY(SELECT city::int FROM json_object_keys(m.told::json->'cities') AS city)
+            WHEN m.city_id <> 0 THEN ARRAY[m.city_id] ELSE r.city_ids END)
     WHERE r.run_id = m.run_id AND c.user_id = m.user_id
 )
 """
-"""Of a message `m`: whoever came to an alert's audience by a city is still in it by one of the alert's; what is told of
-one city, to whoever has that one."""
+"""Of a message `m`: whoever is told of alerts still has one of the cities they are told for; what is told of one city,
+is for whoever has that one; what is taken away, for whoever it was shown to."""
 _LEFT = f"""
-SELECT m.message_id
-FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::int[]) AS m(message_id, shard, user_id, run_id, city_id)
+SELECT m.message_id FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[])
+    AS m(message_id, shard, user_id, run_id, city_id, action, told)
 WHERE NOT ({CONCERNED})
 """  # noqa: S608
 _OPENED = """
 UPDATE notifier.message SET opened_at = $4 WHERE month = $1 AND message_id = $2 AND user_id = $3 AND opened_at IS NULL
-RETURNING campaign, variant, provider
+RETURNING campaign, variant, provider, chain
+"""
+# what went unanswered may have arrived
+_SUPERSEDE = f"""
+UPDATE notifier.message m SET state = CASE WHEN m.reason = '' THEN 'suppressed' ELSE 'unknown' END,
+    reason = CASE WHEN m.reason = '' THEN '{Reason.SUPERSEDED}' ELSE m.reason END, finished_at = $4
+FROM unnest($1::text[], $2::text[]) AS n(month, message_id)
+WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($3::int[]) AND m.state IN ('intent', 'held')
+RETURNING {", ".join(f"m.{name}" for name in _COLUMNS)}
+"""  # noqa: S608
+_RESOUND = """
+UPDATE notifier.message m SET sound = true FROM unnest($1::text[], $2::text[]) AS n(month, message_id)
+WHERE m.month = n.month AND m.message_id = n.message_id
 """
 _OUTCOME_COLUMNS = list(OutcomeRow.__struct_fields__)
 _UNSENT = f"""
@@ -161,6 +181,7 @@ def from_verdict(
             message.state, message.reason = "suppressed", verdict.reason.value
         case HeldOut():
             message.state, message.variant = "held_out", "holdout"
+            message.expires_at = occurrence.valid_until or 0
     return message
 
 
@@ -216,7 +237,9 @@ async def insert(connection: Connection, rows: list[Message]) -> set[str]:
 
 async def attempt(connection: Connection, rows: list[Message], shards: list[int], now_ms: int) -> set[str]:
     """Note that these are about to be written to the wire; the ids that were still waiting for it."""
-    found = await connection.fetch(_ATTEMPT, [r.month for r in rows], [r.message_id for r in rows], shards, now_ms)
+    found = await connection.fetch(
+        _ATTEMPT, [r.month for r in rows], [r.message_id for r in rows], shards, now_ms, [r.sound for r in rows]
+    )
     return {row["message_id"] for row in found}
 
 
@@ -236,6 +259,25 @@ async def settle(connection: Connection, rows: list[Message], shards: list[int],
     return {row["message_id"] for row in found}
 
 
+async def supersede(connection: Connection, follows: Mapping[str, Message], now_ms: int) -> list[Message]:
+    """End those that have not gone out and are out of date; `follows`: their ids, and what takes their place. It makes
+    itself heard where one of them should have."""
+    months = [month_in(message_id) for message_id in follows]
+    shards = sorted({message.shard for message in follows.values()})
+    found = await connection.fetch(_SUPERSEDE, months, list(follows), shards, now_ms)
+    ended = [Message(**dict(row)) for row in found]
+    louder = [
+        later
+        for old in ended
+        if old.sound and not (later := follows[old.message_id]).sound and later.action != "retract"
+    ]
+    for message in louder:
+        message.sound = True
+    if louder:
+        await connection.execute(_RESOUND, [m.month for m in louder], [m.message_id for m in louder])
+    return ended
+
+
 async def opened(connection: Connection, message_id: str, user_id: str, at: int) -> dict[str, Any] | None:
     """Note the first tap on a message; campaign, variant and provider, or None if it is not this user's."""
     row = await connection.fetchrow(_OPENED, month_in(message_id), message_id, user_id, at)
@@ -249,8 +291,8 @@ async def open_messages(pool: Pool, shards: Iterable[int]) -> list[Message]:
 
 async def left(pool: Pool, rows: list[Message]) -> set[str]:
     """Ids of those whose user is no longer in the audience they were planned for."""
-    columns = ([getattr(r, name) for r in rows] for name in ("message_id", "shard", "user_id", "run_id", "city_id"))
-    found = await pool.fetch(_LEFT, *columns)
+    names = ("message_id", "shard", "user_id", "run_id", "city_id", "action", "told")
+    found = await pool.fetch(_LEFT, *([getattr(row, name) for row in rows] for name in names))
     return {row["message_id"] for row in found}
 
 
@@ -273,7 +315,7 @@ def number(owner: Owner, message: Message, outcome: str, at: int, recorded_at: i
     owner.next_seq += 1
     return OutcomeRow(
         message.shard, owner.gen, seq, message.user_id, message.message_id, message.campaign, message.variant,
-        outcome, message.reason, message.provider, at, recorded_at,
+        outcome, message.reason, message.provider, at, recorded_at, message.chain,
     )  # fmt: skip
 
 

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from services.notifier import exposures, messages, runs
-from services.notifier.book import CampaignBook
+from services.notifier import alert_chains, exposures, messages
+from services.notifier.book import Active, CampaignBook
 from services.notifier.dispatch import Dispatcher
+from services.notifier.domain.alert_chain import cities_of, updates
 from services.notifier.domain.recipient import Recipient, decode_recipient, drop_token, encode_recipient, fold
 from services.notifier.holding import Holding, release
 from services.notifier.messages import Message, Months, OutcomeRow
 from services.notifier.planning import Candidate, Cause, Draft, Planner
 from services.notifier.runs import Page, Runs
 from shared.contracts.events import Feed, FeedRow, FeedTime, decode_feed
+from shared.contracts.rules import AlertTrigger
 from shared.data.db import Connection, Pool
 from shared.data.shard_owner import Owner, Position
 from shared.gazetteer import Gazetteer
@@ -121,21 +123,17 @@ class Notifier:
         """Plan the members of these pages, and note in the same transaction how far their runs have come."""
         draft = Draft(self._book.in_force)
         await self._load({(page.shard, member.user_id) for page in pages for member in page.members})
-        told = [
-            (page.run, member, Candidate(page.shard, member.user_id, active, occurrence))
+        planned = [
+            one
             for page in pages
-            for member in page.members
-            if (recipient := self._recipients[page.shard][member.user_id]) is not None
-            and (active := draft.rules.by_id.get(page.run.campaign)) is not None
-            and self._runs.still_concerns(page.run, member, recipient)
-            and (occurrence := self._runs.occurrence(page.run, member))
+            if (active := draft.rules.by_id.get(page.run.campaign)) is not None
+            for one in await self._steps(page, active)
         ]
-        await self._planner.remember(draft, (candidate for _, _, candidate in told))
-        for run, member, (shard, user_id, active, occurrence) in told:
-            recipient = self._recipients[shard][user_id]
+        await self._planner.remember(draft, (candidate for candidate, _ in planned))
+        for candidate, cause in planned:
+            recipient = self._recipients[candidate.shard][candidate.user_id]
             assert recipient is not None
-            cause = Cause(0, member.entered_seq, -1, run.run_id, 0 if run.context == "alert" else member.city_id)
-            self._planner.plan(draft, active, recipient, occurrence, shard, cause)
+            self._planner.plan(draft, candidate, recipient, cause)
         now = self._clock.now_ms()
         writes = [self._runs.advance(page, self._heard(page.shard), now) for page in pages]
 
@@ -144,6 +142,33 @@ class Notifier:
                 await write(connection)
 
         await self._commit([page.shard for page in pages], {}, draft, advance)
+
+    async def _steps(self, page: Page, active: Active) -> list[tuple[Candidate, Cause]]:
+        """What is to be done for the members of a page: of an alert's run, by what each was shown of its chain."""
+        run, shard, found = page.run, page.shard, []
+        known = [(m, r) for m in page.members if (r := self._recipients[shard][m.user_id]) is not None]
+        if run.context != "alert":
+            for member, recipient in known:
+                if self._runs.still_concerns(member, recipient) and (one := self._runs.occurrence(run, member)):
+                    cause = Cause(0, member.tie.entered_seq, -1, run.run_id, member.tie.city_id)
+                    found.append((Candidate(shard, member.user_id, active, one), cause))
+            return found
+        trigger, ttl = active.campaign.trigger, active.campaign.ttl_seconds
+        assert isinstance(trigger, AlertTrigger)
+        keys = [(shard, member.user_id) for member, _ in known]
+        told = await alert_chains.stories(self._pool, active.campaign.id, ttl, run.chain, keys)
+        now = self._clock.now_ms()
+        for member, recipient in known:
+            story = told.get((shard, member.user_id), alert_chains.UNTOLD)
+            searched = [tie.city_id for tie in member.ties if tie.relation == "searched"]
+            cities = cities_of(recipient, run.relations, searched)
+            steps = updates(story.shown, run.chain.root, run.chain.alerts, cities, trigger, now, run.occurred_at)
+            for update in steps:
+                one = self._runs.moved_on(run, update)
+                city = update.picture.city if update.picture is not None else 0
+                cause = Cause(0, member.tie_to(city).entered_seq, -1, run.run_id)
+                found.append((Candidate(shard, member.user_id, active, one, update, story.not_sent), cause))
+        return found
 
     async def _release(self) -> None:
         """Judge what waited for the end of its user's quiet hours, or of its campaign's delay."""
@@ -271,25 +296,26 @@ class Notifier:
             if gone:
                 await connection.execute(_FORGET, *map(list, zip(*gone, strict=True)))
             real = self._clock.real_ms()
-            if draft.joined:
-                told = await runs.told(connection, {i for ids in draft.joined.values() for i in ids})
-                draft.planned = [m for m in draft.planned if told.isdisjoint(draft.joined.get(m.message_id, ()))]
             if draft.planned:
                 fresh.update(await messages.insert(connection, draft.planned))
             if draft.released:
                 fresh.update(await release(connection, draft.released))
             await exposures.record(connection, [m for m in (*draft.planned, *draft.released) if m.message_id in fresh])
             await exposures.count(connection, draft.sessions)
+            now, by_id = self._clock.now_ms(), {m.message_id: m for m in draft.planned}
+            follows = {old: by_id[new] for new, old in draft.follows.items() if new in fresh}
+            ended = await messages.supersede(connection, follows, now) if follows else []
             outcomes.extend(
                 messages.number(owners[message.shard], message, message.state, message.planned_at, real)
                 for message in (*draft.planned, *draft.released)
                 if message.state not in ("intent", "held", "waiting") and message.message_id in fresh
             )
+            outcomes.extend(messages.number(owners[m.shard], m, m.state, now, real) for m in ended)
             for shard, user_id, message_id, at in draft.taps:
                 found = await messages.opened(connection, message_id, user_id, at)
                 if found is not None:
                     tapped = Message("", message_id, shard, user_id, found["campaign"], 0, found["variant"], "", "", 0)
-                    tapped.provider = found["provider"]
+                    tapped.provider, tapped.chain = found["provider"], found["chain"]
                     outcomes.append(messages.number(owners[shard], tapped, "opened", at, real))
             if outcomes:
                 await messages.append_outcomes(connection, outcomes)

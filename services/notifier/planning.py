@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec.json import encode
 from msgspec.structs import replace
 
 from services.notifier import history, messages, runs
 from services.notifier.book import Active, CampaignBook, Definitions
+from services.notifier.domain.alert_chain import Step, Update
 from services.notifier.domain.campaign import Occurrence, calls_off, city_facts, key_of, matches, occurrence_of
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
-from services.notifier.domain.plan import Send, joined_ids_of, message_id_of, plan
+from services.notifier.domain.plan import FIRST, Send, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
 from services.notifier.exposures import Session
 from services.notifier.history import Key
@@ -34,17 +36,17 @@ from shared.process.clock import Clock
 class Draft:
     """What a batch wants written: recipients (None: gone), new messages, messages released, taps, sessions begun.
 
-    `rules`: the definitions it is planned by, whatever comes into force meanwhile. `joined`: by id of a message, the
-    ids it would have had before chains of alerts were joined. `past`: pushes that count, by user. `kept`: which of
-    the batch's messages there are already. `waiting`: messages that have to wait, by user, of those whom a row of the
-    batch may call one off for."""
+    `rules`: the definitions it is planned by, whatever comes into force meanwhile. `follows`: by id of a message of a
+    chain of alerts, the id of the one that is out of date if it has not gone out by then. `past`: pushes that count,
+    by user. `kept`: which of the batch's messages there are already. `waiting`: messages that have to wait, by user, of
+    those whom a row of the batch may call one off for."""
 
     rules: Definitions
     recipients: dict[Key, Recipient | None] = field(default_factory=dict)
     planned: list[Message] = field(default_factory=list)
     released: list[Message] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
-    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    follows: dict[str, str] = field(default_factory=dict)
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
     past: dict[Key, list[Past]] = field(default_factory=dict)
@@ -53,12 +55,14 @@ class Draft:
 
 
 class Candidate(NamedTuple):
-    """What may be planned for a user."""
+    """What may be planned for a user; of a chain of alerts, with the step it is and why the last one was not sent."""
 
     shard: int
     user_id: str
     active: Active
     occurrence: Occurrence
+    update: Update | None = None
+    not_sent: str = ""
 
 
 class Cause(NamedTuple):
@@ -91,11 +95,12 @@ class Planner:
             if draft.rules.history_days
             and not one.active.campaign.safety
             and not one.occurrence.due_at
+            and (one.update is None or one.update.step.sound)
             and freshness(one.active.campaign, one.occurrence, now).passed
         ]
         draft.past = await history.load(self._pool, {(one.shard, one.user_id) for one in bound}, self._since(draft))
         later = [one for one in several if one.occurrence.due_at]
-        ids = {i for one in (*bound, *later) for i in _ids(one.active, one.user_id, one.occurrence)}
+        ids = {message_id_of(one.active.campaign, one.user_id, one.occurrence) for one in (*bound, *later)}
         draft.kept = await runs.told(self._pool, ids) if ids else set()
 
     async def remember_rows(self, draft: Draft, feed: Mapping[int, list[Feed]]) -> None:
@@ -123,7 +128,7 @@ class Planner:
             if occurrence.due_at:
                 self._wait(draft, active, row.user_id, occurrence, shard, cause, told_ms)
             else:
-                self.plan(draft, active, recipient, occurrence, shard, cause)
+                self.plan(draft, Candidate(shard, row.user_id, active, occurrence), recipient, cause)
 
     def _occurrence(self, draft: Draft, active: Active, row: FeedRow) -> Occurrence:
         facts: dict[str, Any] = {}
@@ -151,7 +156,7 @@ class Planner:
     ) -> None:
         """Keep an occurrence until its delay is over. One that came so late that it is over already waits for the next
         time told: what was received together with it may call it off."""
-        (message_id,) = _ids(active, user_id, occurrence)
+        message_id = message_id_of(active.campaign, user_id, occurrence)
         if message_id in draft.ids or message_id in draft.kept:
             return
         message = messages.waiting(
@@ -169,20 +174,20 @@ class Planner:
             keys = {(held.message.shard, held.message.user_id) for held in due}
             draft.past = await history.load(self._pool, keys, self._since(draft))
 
-    def plan(
-        self, draft: Draft, active: Active, recipient: Recipient, occurrence: Occurrence, shard: int, cause: Cause
-    ) -> None:
-        """Plan a message, unless there is one of the occurrence already: two updates of one alert are one occurrence,
-        also where their chains were joined, and the first one counts."""
-        ids = _ids(active, recipient.user_id, occurrence)
-        if not draft.ids.isdisjoint(ids) or not draft.kept.isdisjoint(ids):
+    def plan(self, draft: Draft, candidate: Candidate, recipient: Recipient, cause: Cause) -> None:
+        """Plan a message, unless there is one of the occurrence already, or it would say nothing that was not said."""
+        shard, user_id, active, occurrence, update, not_sent = candidate
+        message_id = message_id_of(active.campaign, user_id, occurrence)
+        if message_id in draft.ids or message_id in draft.kept:
             return
-        message = self._judged(draft, active, recipient, occurrence, shard, ids[0])
+        message = self._judged(draft, active, recipient, occurrence, shard, message_id, update)
+        if update is not None and _said(message, update, not_sent):
+            return
         cause.note(message)
-        draft.ids.update(ids)
+        draft.ids.add(message_id)
         draft.planned.append(message)
-        if len(ids) > 1:
-            draft.joined[message.message_id] = ids[1:]
+        if update is not None and update.shown is not None and message.state in ("intent", "held"):
+            draft.follows[message_id] = update.shown.message_id
 
     def release(self, draft: Draft, held: Held, recipient: Recipient | None) -> None:
         """Judge a held message anew, as everything is now; only its id and what caused it stay."""
@@ -191,10 +196,14 @@ class Planner:
             draft.released.append(not_sent(old, Reason.PAUSED, self._clock.now_ms()))
         elif recipient is None:
             draft.released.append(not_sent(old, Reason.NO_DEVICE, self._clock.now_ms()))
+        elif held.superseded:
+            draft.released.append(not_sent(old, Reason.SUPERSEDED, self._clock.now_ms()))
         elif not held.concerned:
             draft.released.append(not_sent(old, Reason.LEFT_AUDIENCE, self._clock.now_ms()))
         else:
-            message = self._judged(draft, active, recipient, held.occurrence, old.shard, old.message_id)
+            step = Step(old.action, old.sound, "held") if old.chain else FIRST
+            message = self._judged(draft, active, recipient, held.occurrence, old.shard, old.message_id, step=step)
+            message.chain, message.told = old.chain, old.told
             Cause(old.cause_gen, old.cause_seq, old.cause_src, old.run_id, old.city_id).note(message)
             message.release_at = message.release_at or old.release_at
             draft.released.append(message)
@@ -213,7 +222,11 @@ class Planner:
         occurrence: Occurrence,
         shard: int,
         message_id: str,
+        update: Update | None = None,
+        step: Step = FIRST,
     ) -> Message:
+        shown = update.shown if update is not None else None
+        step = update.step if update is not None else step
         now, rules, key = self._clock.now_ms(), draft.rules, (shard, recipient.user_id)
         verdict = plan(
             active.campaign,
@@ -226,13 +239,19 @@ class Planner:
             rules.limits,
             draft.past.get(key, ()),
             message_id,
+            step,
+            shown.device_id if shown is not None else "",
         )
         if isinstance(verdict, Send) and verdict.counts and rules.history_days:
             reserved = Past(verdict.message_id, PENDING, active.campaign.category, verdict.content_key)
             draft.past.setdefault(key, []).append(reserved)
-        return messages.from_verdict(
+        message = messages.from_verdict(
             verdict, active.campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence, now_ms=now
         )
+        message.action, message.sound = step.action or "show", step.sound
+        if update is not None:
+            message.chain, message.told = update.name, encode(update.told).decode() if update.told is not None else ""
+        return message
 
     def _since(self, draft: Draft) -> int:
         return self._clock.now_ms() - draft.rules.history_days * DAY_MS
@@ -245,7 +264,12 @@ def _begun(draft: Draft, row: FeedRow) -> Iterator[Active]:
             yield active
 
 
-def _ids(active: Active, user_id: str, occurrence: Occurrence) -> tuple[str, ...]:
-    """The message's id, and those it may have been kept under."""
-    campaign = active.campaign
-    return (message_id_of(campaign, user_id, occurrence), *joined_ids_of(campaign, user_id, occurrence))
+def _said(message: Message, update: Update, not_sent: str) -> bool:
+    """Whether the message tells nothing: silently what stands on the phone, or once more why nothing is sent.
+
+    Who is held out is exposed by what would sound."""
+    if message.state == "intent":
+        return update.needless(message.title, message.body, message.expires_at)
+    if message.state == "suppressed":
+        return message.reason == not_sent
+    return message.state == "held_out" and not update.step.sound

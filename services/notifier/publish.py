@@ -28,6 +28,7 @@ class Publisher:
             "outcome": row.outcome,
             "reason": row.reason,
             "provider": row.provider,
+            "chain": row.chain,
             "occurred_at": iso(row.occurred_at),
             "shard": row.shard,
             "gen": row.gen,

@@ -6,9 +6,10 @@ whole time zone, go city by city, as the cohorts lie.
 A page is read in one snapshot together with the ledger number it was true at, and planned only once the
 recipients here have been folded up to that number: consent and audience are then of one moment.
 
-Chains of alerts that turned out to be one keep the ids their messages lie under, and a user told under any of them is
-not told again. A join and the run of the alert that makes it are one commit of the context handler, and no page is read
-while another is in hand: so who reads that run's page knows the join, and finds all that was planned before it.
+An alert moves its whole chain on: a page brings its users to where the chain stood in the page's snapshot, whichever
+of its alerts made the run. A join and the run of the alert that makes it are one commit of the context handler, and no
+page is read while another is in hand: so who reads a page finds all that was planned of the chain before it. A run that
+has not begun is done where another of its chain will bring everyone further: a burst of updates is one walk.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
-from services.notifier import forecasts
+from services.notifier import alert_chains, forecasts
+from services.notifier.alert_chains import NO_CHAIN, Chain
+from services.notifier.domain.alert_chain import Update
 from services.notifier.domain.campaign import Occurrence, city_facts
 from services.notifier.domain.recipient import Recipient
 from services.notifier.forecasts import Valid
@@ -41,27 +43,31 @@ _MEMBERS_AT_ONCE = 4000
 _OPEN = """
 SELECT r.run_id, s.shard, s.cursor, r.context <> 'alert' AS by_city
 FROM notifier.run_shard s JOIN notifier.run r USING (run_id)
-WHERE s.shard = ANY($1::int[]) AND NOT s.done ORDER BY by_city, r.created_at, r.run_id, s.shard LIMIT $2
+WHERE s.shard = ANY($1::int[]) AND NOT s.done
+ORDER BY by_city, r.created_at, r.context_offset, r.run_id, s.shard LIMIT $2
 """
 _RUNS = """
-SELECT run_id, campaign, occurrence, city_ids, relations, facts, occurred_at, began_at, valid_until, context
+SELECT run_id, campaign, occurrence, context_id, city_ids, relations, occurred_at, began_at, valid_until, context
 FROM notifier.run WHERE run_id = ANY($1::text[])
 """
 RUN_SHARDS = (
     "INSERT INTO notifier.run_shard (run_id, shard) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
 )
-_JOINED = """
-SELECT DISTINCT r.run_id, o.occurrence, o.began_at FROM notifier.run r
-JOIN notifier.alert_chain mine ON mine.alert_id = r.occurrence
-JOIN notifier.alert_chain alike ON alike.chain_id = mine.chain_id AND alike.alert_id <> r.occurrence
-JOIN notifier.run o ON o.campaign = r.campaign AND o.occurrence = alike.alert_id
-WHERE r.run_id = ANY($1::text[])
-"""
 _CONTEXT_READ = "SELECT coalesce(max(last_offset), -1) FROM spine.shard_position WHERE service = 'context'"
+# whoever has a city, and whoever was told: they may have none any more
 _MEMBERS = """
-SELECT DISTINCT ON (user_id) user_id, city_id, relation, entered_seq FROM audience.cohort_member
-WHERE shard = $1 AND city_id = ANY($2::int[]) AND relation = ANY($3::text[]) AND user_id > $4
-ORDER BY user_id, relation <> 'default', city_id LIMIT $5
+SELECT user_id, array_agg(city_id ORDER BY relation <> 'default', city_id) AS city_ids,
+    array_agg(relation ORDER BY relation <> 'default', city_id) AS relations,
+    array_agg(entered_seq ORDER BY relation <> 'default', city_id) AS entered
+FROM (
+    SELECT user_id, city_id, relation, entered_seq FROM audience.cohort_member
+    WHERE shard = $1 AND city_id = ANY($2::int[]) AND relation = ANY($3::text[]) AND user_id > $4
+    UNION ALL
+    SELECT user_id, 0, '', 0 FROM notifier.message
+    WHERE shard = $1 AND chain <> '' AND chain = ANY($5::text[]) AND user_id > $4 AND month = ANY($6::text[])
+        AND campaign = $7
+) m
+GROUP BY user_id ORDER BY user_id LIMIT $8
 """
 # Behind (relation, city, user). The index is read in its own order, and no further than the page goes.
 _MEMBERS_BY_CITY = """
@@ -98,28 +104,45 @@ class Run(NamedTuple):
     run_id: str
     campaign: str
     occurrence: str
+    context_id: str
     city_ids: frozenset[int]
     relations: tuple[str, ...]
-    facts: dict[str, Any]
-    """The alert's; empty in other runs."""
     occurred_at: int
     began_at: int
     valid_until: int | None
     context: str
     """What is told of: `alert`, `forecast`, or nothing (empty)."""
-    joined: tuple[tuple[str, int], ...] = ()
-    """Other chains that are this one: their ids, and when each began."""
+    chain: Chain = NO_CHAIN
+    """The alert's, as it stands in the page's snapshot."""
     forecasts: Mapping[int, Valid] = MappingProxyType({})
     """By city, those that hold for cities of this page."""
 
 
-class Member(NamedTuple):
-    """A user of the audience, the city that makes them one, and the ledger row that put them there."""
+class Tie(NamedTuple):
+    """What makes a user one of the audience: a city of theirs, and the ledger row that brought them there."""
 
-    user_id: str
     city_id: int
     relation: str
     entered_seq: int
+
+
+_UNTIED = Tie(0, "", 0)
+
+
+class Member(NamedTuple):
+    """A user of the audience: of an alert's with all that makes them one, the city to be named first in front; else
+    with the one city they are told of. Without ties: they were told of the alert, and have no city of it any more."""
+
+    user_id: str
+    ties: tuple[Tie, ...]
+
+    @property
+    def tie(self) -> Tie:
+        return self.ties[0] if self.ties else _UNTIED
+
+    def tie_to(self, city_id: int) -> Tie:
+        """Theirs to the city; else their first."""
+        return next((tie for tie in self.ties if tie.city_id == city_id), self.tie)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +164,8 @@ class Page:
         """Behind what the next page begins."""
         if not self.members:
             return ""
-        last = self.members[-1]
-        return last.user_id if self.run.context == "alert" else f"{last.relation}:{last.city_id}:{last.user_id}"
+        user, tie = self.members[-1].user_id, self.members[-1].tie
+        return user if self.run.context == "alert" else f"{tie.relation}:{tie.city_id}:{user}"
 
 
 class Runs:
@@ -163,6 +186,7 @@ class Runs:
 
     async def next_pages(self, heard: Callable[[int], tuple[int, int]], now_ms: int) -> list[Page]:
         """Pages whose moment the recipients have reached, to be planned and noted together; [] if there are none now.
+        Of a chain, one in a shard: what is planned with it is what the next one is judged by.
 
         No more are read while any wait: what was handed out must be committed before it is asked for again.
         """
@@ -175,9 +199,17 @@ class Runs:
                     self._waiting = await self._read_all(connection, rows, now_ms)
             if len(rows) == _AT_ONCE or len(self._waiting) < len(rows):
                 self._asked_at = 0.0
-        ready = [page for page in self._waiting if heard(page.shard) >= page.true_at]
-        self._waiting = [page for page in self._waiting if heard(page.shard) < page.true_at]
-        return ready
+        ready: dict[tuple[int, str], Page] = {}
+        waiting: list[Page] = []
+        for page in self._waiting:
+            run = page.run
+            whose = (page.shard, f"{run.campaign}:{run.chain.root}" if run.context == "alert" else run.run_id)
+            if heard(page.shard) >= page.true_at and whose not in ready:
+                ready[whose] = page
+            else:
+                waiting.append(page)
+        self._waiting = waiting
+        return list(ready.values())
 
     async def _read_all(self, connection: Connection, rows: list[Any], now_ms: int) -> list[Page]:
         """As many pages as are planned together."""
@@ -195,7 +227,7 @@ class Runs:
         self, connection: Connection, run: Run, shard: int, after: str, context_offset: int, now_ms: int
     ) -> Page:
         if run.context == "alert":
-            found = await connection.fetch(_MEMBERS, shard, list(run.city_ids), list(run.relations), after, _PAGE)
+            members = await _members(connection, run, shard, after)
         else:
             # a user's default city comes before their others
             relations = sorted(run.relations, key=lambda relation: relation != "default")
@@ -204,11 +236,12 @@ class Runs:
             found = await connection.fetch(
                 _MEMBERS_BY_CITY, shard, list(run.city_ids), relations, number, int(city), user, _PAGE
             )
+            members = [Member(m["user_id"], (Tie(m["city_id"], m["relation"], m["entered_seq"]),)) for m in found]
         at = await connection.fetchrow("SELECT gen, last_seq FROM audience.position WHERE shard = $1", shard)
         true_at = (at["gen"], at["last_seq"]) if at is not None and at["last_seq"] > 0 else (0, -1)
-        members = [Member(**dict(m)) for m in found]
         if run.context == "forecast":
-            run = run._replace(forecasts=await forecasts.valid(connection, list({m.city_id for m in members}), now_ms))
+            cities = list({member.tie.city_id for member in members})
+            run = run._replace(forecasts=await forecasts.valid(connection, cities, now_ms))
         return Page(run, shard, after, members, true_at, context_offset)
 
     def advance(self, page: Page, heard: tuple[int, int], now_ms: int) -> Callable[[Connection], Awaitable[None]]:
@@ -226,36 +259,45 @@ class Runs:
         return write
 
     @staticmethod
-    def still_concerns(run: Run, member: Member, recipient: Recipient) -> bool:
-        """Whether the user is in the cohort even now; searches are not known here, and are believed. What is told of a
-        city is told to whoever has that very city."""
-        cities = run.city_ids if run.context == "alert" else {member.city_id}
-        if member.relation == "default":
-            return recipient.default_city in cities
-        if member.relation == "added":
-            return not cities.isdisjoint(recipient.added)
-        return True
+    def still_concerns(member: Member, recipient: Recipient) -> bool:
+        """Whether the user has the city they are told of even now; searches are not known here, and are believed."""
+        city_id, relation, _ = member.tie
+        if relation == "default":
+            return recipient.default_city == city_id
+        return relation != "added" or city_id in recipient.added
 
     def occurrence(self, run: Run, member: Member) -> Occurrence | None:
-        """What the run is about as this user meets it: in the city that ties them to it. None where there is nothing
-        to tell of that city."""
-        city = city_facts(self._gazetteer.get(member.city_id))
+        """What the run is about as this user meets it: in the city they are told of. None where there is nothing to
+        tell of that city."""
         occurrence = Occurrence(
             id=run.occurrence,
             occurred_at=run.occurred_at,
             valid_until=run.valid_until,
             began_at=run.began_at,
-            joined=run.joined,
-            variables={"city": city},
+            variables={"city": city_facts(self._gazetteer.get(member.tie.city_id))},
         )
-        match run.context:
-            case "alert":
-                return replace(occurrence, variables={"alert": run.facts, "city": city})
-            case "forecast":
-                told = run.forecasts.get(member.city_id)
-                return telling(occurrence, told) if told is not None else None
-            case _:
-                return occurrence
+        if run.context != "forecast":
+            return occurrence
+        told = run.forecasts.get(member.tie.city_id)
+        return telling(occurrence, told) if told is not None else None
+
+    def moved_on(self, run: Run, update: Update) -> Occurrence:
+        """What happened once to a user of an alert's run: their chain, moved on by that alert."""
+        id_, began_at = f"{update.name}#{run.context_id}", run.chain.names[update.name]
+        picture = update.picture
+        if picture is None:
+            until = update.shown.until if update.shown is not None else None
+            return Occurrence(id_, run.occurred_at, valid_until=until, collapse=update.name, began_at=began_at)
+        others = [place.name for city_id in picture.others if (place := self._gazetteer.get(city_id))]
+        city = {**city_facts(self._gazetteer.get(picture.city)), "others": ", ".join(others) or None}
+        return Occurrence(
+            id_,
+            picture.alert.sent_at,
+            valid_until=picture.alert.valid_until,
+            collapse=update.name,
+            began_at=began_at,
+            variables={"alert": picture.alert.facts, "city": city},
+        )
 
 
 def telling(occurrence: Occurrence, told: Valid) -> Occurrence:
@@ -265,30 +307,40 @@ def telling(occurrence: Occurrence, told: Valid) -> Occurrence:
 
 
 async def _runs(connection: Connection, run_ids: Collection[str]) -> dict[str, Run]:
-    joined = await _joined(connection, run_ids)
+    found = await connection.fetch(_RUNS, list(run_ids))
+    known = await alert_chains.load(connection, {row["run_id"] for row in found if row["context"] == "alert"})
     return {
         row["run_id"]: Run(
             row["run_id"],
             row["campaign"],
             row["occurrence"],
+            row["context_id"],
             frozenset(row["city_ids"]),
             tuple(row["relations"]),
-            msgspec.json.decode(row["facts"]),
             row["occurred_at"],
             row["began_at"],
             row["valid_until"],
             row["context"],
-            joined.get(row["run_id"], ()),
+            known.get(row["run_id"], NO_CHAIN),
         )
-        for row in await connection.fetch(_RUNS, list(run_ids))
+        for row in found
     }
 
 
-async def _joined(connection: Connection, run_ids: Iterable[str]) -> dict[str, tuple[tuple[str, int], ...]]:
-    found: dict[str, tuple[tuple[str, int], ...]] = {}
-    for row in await connection.fetch(_JOINED, list(run_ids)):
-        found[row["run_id"]] = (*found.get(row["run_id"], ()), (row["occurrence"], row["began_at"]))
-    return found
+async def _members(connection: Connection, run: Run, shard: int, after: str) -> list[Member]:
+    """Of an alert's run: whoever has a city of the chain, and whoever was told of it. Nobody, where the run has not
+    begun and another one will bring them further."""
+    chain = run.chain
+    if chain.overtaken and not after:
+        return []
+    cities, relations, names = chain.city_ids, list(run.relations), list(chain.names)
+    found = await connection.fetch(_MEMBERS, shard, cities, relations, after, names, chain.months, run.campaign, _PAGE)
+    return [_member(row) for row in found]
+
+
+def _member(row: Any) -> Member:
+    ties = map(Tie, row["city_ids"], row["relations"], row["entered"])
+    return Member(row["user_id"], tuple(tie for tie in ties if tie.city_id))
 
 
 async def told(connection: Connection | Pool, message_ids: Iterable[str]) -> set[str]:

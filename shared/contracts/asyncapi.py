@@ -73,8 +73,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class PushOutcome(msgspec.Struct, frozen=True):
-    """What became of one message. `reason` is empty where there is none, `provider` where none was asked. `seq` counts
-    this topic's records within the shard, without gaps."""
+    """What became of one message. `reason` is empty where there is none, `provider` where none was asked, `chain` (of
+    alerts) where it is about none. `seq` counts this topic's records within the shard, without gaps."""
 
     message_id: str
     user_id: str
@@ -87,6 +87,7 @@ class PushOutcome(msgspec.Struct, frozen=True):
     shard: int
     gen: int
     seq: int
+    chain: str = ""
 
 
 class ContextEvent(msgspec.Struct, frozen=True):

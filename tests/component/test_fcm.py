@@ -117,7 +117,11 @@ async def test_a_push_arrives_as_it_was_given(bench: Bench) -> None:
     assert outcome.provider_ref.startswith("projects/perennial-demo/messages/")
     (arrived,), _ = bench.sandbox.mailbox.since(0, None, 10)
     assert (arrived.provider, arrived.token, arrived.title, arrived.body) == ("fcm", "token-1", "Title", "Body")
-    assert arrived.data == {"campaign": "welcome", "message_id": "m1"}
+    told = {name: arrived.data.pop(name) for name in ("campaign", "message_id", "action", "sound", "collapse_id")}
+    assert told == {
+        "campaign": "welcome", "message_id": "m1", "action": "show", "sound": "1", "collapse_id": "welcome.1",
+    }  # fmt: skip
+    assert abs(int(arrived.data.pop("expires_at")) - REAL_MS() - 90_000) < 10_000 and arrived.data == {}
     assert (arrived.collapse_id, arrived.ttl_seconds) == ("welcome.1", 90)
 
 
@@ -128,16 +132,37 @@ def test_both_platforms_are_told_the_same() -> None:
         "priority": "HIGH",
         "ttl": "90s",
         "collapse_key": "welcome.1",
-        "notification": {"tag": "welcome.1"},
+        "notification": {"tag": "welcome.1", "sound": "default"},
     }
     assert message["apns"]["headers"] == {
         "apns-collapse-id": "welcome.1",
         "apns-expiration": "1000090",
         "apns-priority": "10",
     }
+    assert message["apns"]["payload"] == {"aps": {"sound": "default"}}
+    assert message["data"]["expires_at"] == str(1_000_090_500)
     never_stored = msgspec.json.decode(message_body(push(ttl_seconds=0, high_priority=False, collapse_id=""), 0))
     assert never_stored["message"]["apns"]["headers"] == {"apns-expiration": "0", "apns-priority": "5"}
-    assert never_stored["message"]["android"] == {"priority": "NORMAL", "ttl": "0s"}
+    assert never_stored["message"]["android"] == {
+        "priority": "NORMAL", "ttl": "0s", "notification": {"sound": "default"},
+    }  # fmt: skip
+
+
+def test_a_silent_push_names_no_sound_and_one_that_takes_away_has_no_text() -> None:
+    """Android makes a noise by channel, iOS by `sound`; FCM cannot remove what is shown, so the app is told by data."""
+    silent = msgspec.json.decode(message_body(push(action="replace", sound=False), 0))["message"]
+    assert silent["notification"] == {"title": "Title", "body": "Body"}
+    assert silent["android"]["priority"] == "NORMAL" and silent["apns"]["headers"]["apns-priority"] == "5"
+    assert silent["android"]["notification"] == {
+        "tag": "welcome.1", "channel_id": "silent", "notification_priority": "PRIORITY_LOW",
+    }  # fmt: skip
+    assert silent["apns"]["payload"] == {"aps": {"interruption-level": "passive"}}
+    assert (silent["data"]["action"], silent["data"]["sound"]) == ("replace", "0")
+    away = msgspec.json.decode(message_body(push(action="retract", sound=False, title="", body=""), 0))["message"]
+    assert "notification" not in away and "notification" not in away["android"]
+    assert away["data"]["action"] == "retract" and away["data"]["collapse_id"] == "welcome.1"
+    assert away["apns"]["headers"]["apns-push-type"] == "background"
+    assert away["apns"]["payload"] == {"aps": {"content-available": 1}}
 
 
 @pytest.mark.parametrize(

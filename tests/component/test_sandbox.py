@@ -23,7 +23,19 @@ from services.notifier.transports.oauth import AccessToken, ServiceAccount
 from shared.process.clock import Clock, parse_instant
 
 REAL_MS = Clock().real_ms
-FIELDS = ["n", "provider", "token", "title", "body", "data", "collapse_id", "ttl_seconds", "received_at"]
+FIELDS = [
+    "n",
+    "provider",
+    "token",
+    "title",
+    "body",
+    "data",
+    "collapse_id",
+    "ttl_seconds",
+    "received_at",
+    "sound",
+    "action",
+]
 
 
 class Client:
@@ -79,8 +91,37 @@ async def test_an_fcm_push_is_shown_with_the_fields_of_the_contract(client: Clie
         "data": {"message_id": "m1"},
         "collapse_id": "c1",
         "ttl_seconds": 60,
+        "sound": False,
+        "action": "show",
     }
     assert (await client.ask("GET", "/pushes/count"))[1]["count"] == 1
+
+
+async def test_a_phone_shows_the_last_of_each_collapse_id_until_it_ends_or_is_taken_away(client: Client) -> None:
+    bearer = await client.bearer()
+
+    async def push(title: str, collapse: str, ttl: int = 60, action: str = "show") -> list[tuple[str, bool]]:
+        message = {
+            "token": "t1",
+            "data": {"action": action},
+            "android": {"ttl": f"{ttl}s", "collapse_key": collapse},
+            **({"notification": {"title": title}} if action != "retract" else {}),
+            **({"apns": {"payload": {"aps": {"sound": "default"}}}} if action == "show" else {}),
+        }
+        assert (await client.send(bearer, message))[0] == 200
+        shown = (await client.ask("GET", "/shown?token=t1"))[1]["items"]
+        return [(one["title"], one["sound"]) for one in shown]
+
+    assert await push("watch", "a") == [("watch", True)]
+    assert await push("other", "b") == [("watch", True), ("other", True)]
+    assert await push("warning", "a", action="replace") == [("other", True), ("warning", False)]
+    assert await push("gone at once", "c", ttl=0) == [("other", True), ("warning", False)]
+    assert await push("", "b", action="retract") == [("warning", False)]
+    assert (await client.ask("GET", "/shown?token=t2"))[1]["items"] == []
+    assert (await client.ask("GET", "/pushes/count"))[1]["count"] == 5
+    screens = client.sandbox.mailbox.screens
+    assert [one.title for one in screens.now(REAL_MS() + 59_000)] == ["warning"]
+    assert screens.now(REAL_MS() + 61_000) == []
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ async def test_an_alert_reaches_each_user_of_its_cities_once(any_site: Site) -> 
     assert len({m["run_id"] for m in messages}) == 1
     # a user of two of its cities is told of the one that is theirs by default, and traced back to how they came there
     assert {m["user_id"]: m["cause_seq"] for m in messages} == {near: 2, both: 4, other: 2}
-    assert next(m["title"] for m in messages if m["user_id"] == both).endswith("New York City, NY")
+    assert next(m["title"] for m in messages if m["user_id"] == both).endswith("New York City, NY (+ Boston)")
     assert {p.high_priority for p in phones.pushes} == {True}
     assert all(3500 <= p.ttl_seconds <= 3600 for p in phones.pushes)
 

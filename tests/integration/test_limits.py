@@ -16,7 +16,7 @@ from shared.contracts.rules import AlertTrigger, Campaign, Cap, Limits, QuietHou
 from shared.process.clock import iso
 from tests.integration.test_context import _alert, _expanded, _member, _post
 from tests.integration.test_notifier import Told, _messages, _outcomes, _quietly, _settled
-from tests.support.people import NEW_YORK, weather
+from tests.support.people import CHICAGO, NEW_YORK, weather
 from tests.support.spine import SHARDS, Notifying, Phones, Site, until, users_of
 
 ZONE = "America/New_York"
@@ -234,3 +234,37 @@ async def test_a_held_alert_is_dropped_where_its_user_has_left_the_city(site: Si
     found = {m["user_id"]: (m["state"], m["reason"]) for m in await _messages(site)}
     assert found == {stays: ("sent", ""), left: ("suppressed", "left_audience")}
     assert [(p.title, p.body) for p in phones.pushes] == [("Tornado Warning", "New York City")]
+
+
+async def test_a_held_alert_that_was_cancelled_meanwhile_is_not_told(site: Site) -> None:
+    """Whoever sleeps through an advisory does not wake up to it; one that was replaced is told as it stands then."""
+    site.move_time(_at(23))
+    advisory = Campaign(
+        "advisory", "Advisory", AlertTrigger(["Moderate"]), {"en": Template("{{ alert.event }}", "{{ alert.headline | default: '' }}")},
+        freshness_seconds=86_400,
+    )  # fmt: skip
+    await site.install(_rules(Limits(quiet_hours=NIGHT), advisory))
+    told, phones = Told(site), Phones()
+    east, west = users_of(0, 2)
+    await _member(site, told, 0, east, NEW_YORK)
+    await _member(site, told, 0, west, CHICAGO)
+    more = {"severity": "Moderate", "ends_at": iso(_at(12, day=11))}
+    async with site.notifier(phones, context=True) as running:
+        await _post(site, _alert(site, "a", NEW_YORK, **more), _alert(site, "b", CHICAGO, **more))
+        await _expanded(site, running, 2)
+        assert [m["state"] for m in await _messages(site)] == ["held", "held"]
+        cancel = _alert(site, "a2", NEW_YORK, replaces=["a"], data={"message_type": "Cancel"}, **more)
+        update = _alert(site, "b2", CHICAGO, replaces=["b"], data={"headline": "newer"}, **more)
+        await _post(site, cancel, update)
+        await _expanded(site, running, 4)
+        await _later(site, _at(7, day=11))
+
+        async def released() -> bool:
+            running.check()
+            return not {m["state"] for m in await _messages(site)} & {"held", "intent", "attempted"}
+
+        await until(released)
+    found = {m["occurrence"]: (m["state"], m["reason"]) for m in await _messages(site)}
+    gone = ("suppressed", "superseded")
+    assert found == {"a#a": gone, "b#b": gone, "b#b2": ("sent", "")}
+    assert [(p.token, p.body) for p in phones.pushes] == [(f"t-{west}", "newer")]

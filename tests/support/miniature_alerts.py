@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from services.notifier import messages, pipeline, runs
+from services.notifier import alert_chains, messages, pipeline, runs
 from services.notifier.book import CampaignBook
 from services.notifier.context import handler
 from services.notifier.context.handler import ContextHandler
@@ -167,6 +167,9 @@ class Alerts:
         async def nothing(*_: object) -> None:
             return
 
+        async def none(*_: object) -> list[Message]:
+            return []  # what is planned is sent at once, and none is left to be superseded
+
         async def insert(_: object, rows: list[Message]) -> set[str]:
             fresh = {row.message_id: row for row in rows if row.message_id not in self.messages}
             for name, row in fresh.items():
@@ -180,6 +183,7 @@ class Alerts:
             yield self
 
         patch.setattr(messages, "insert", insert)
+        patch.setattr(messages, "supersede", none)
         patch.setattr(messages, "append_outcomes", nothing)
         patch.setattr(messages.Months, "ensure", nothing)
         patch.setattr(runs, "transaction", transaction)
@@ -191,19 +195,36 @@ class Alerts:
             return [self.chains[name] for name in values[0] if name in self.chains]
         if query == handler._ROOTS:
             return sorted((self.chains[name] for name in values[0]), key=lambda r: (r["sent_at"], r["alert_id"]))
+        if query == handler._FOLLOWED:
+            return [
+                {"campaign": name}
+                for name in {r["campaign"] for r in self.runs.values() if self._chain(r["occurrence"]) == values[0]}
+            ]
         if query == runs._OPEN:
             return [{**s, "by_city": False} for s in self.run_shards.values() if not s["done"]]
         if query == runs._RUNS:
             return [self.runs[name] for name in values[0]]
-        if query == runs._JOINED:
+        if query == alert_chains._NAMES:
             return [
-                {"run_id": name, "occurrence": other["occurrence"], "began_at": other["began_at"]}
+                {**other, "run_id": name, "other": other["run_id"]}
                 for name in values[0]
                 for other in self.runs.values()
                 if other["campaign"] == self.runs[name]["campaign"]
-                and other["occurrence"] != self.runs[name]["occurrence"]
                 and self._chain(other["occurrence"]) == self._chain(self.runs[name]["occurrence"])
             ]
+        if query == alert_chains._IN_FORCE:
+            return [
+                {**event, "run_id": name}
+                for name in values[0]
+                for event in self.events.values()
+                if event["verdict"] == "matched"
+                and not self.chains[event["context_id"]]["replaced_by"]
+                and self._chain(event["context_id"]) == self._chain(self.runs[name]["occurrence"])
+            ]
+        if query == alert_chains._SHOWN:
+            _, users, names, _, campaign = values
+            of_chain = (m for m in self.messages.values() if m["chain"] in names and m["campaign"] == campaign)
+            return sorted((m for m in of_chain if m["user_id"] in users), key=lambda m: m["planned_at"])
         if query == runs._MEMBERS:
             return self._members(*values)
         assert query == runs._TOLD, query
@@ -221,15 +242,23 @@ class Alerts:
         assert query == handler._EVENT, query
         if values[0] in self.events:
             return None
-        names = ("context_id", "kind", "chain_id", "log_id", "context_offset", "verdict")
-        self.events[values[0]] = dict(zip(names, values, strict=False))
+        names = (
+            "context_id", "kind", "chain_id", "log_id", "context_offset", "verdict", "cities", "body", "received_at",
+            "city_ids", "sent_at", "valid_until",
+        )  # fmt: skip
+        self.events[values[0]] = dict(zip(names, values, strict=True))
         return values[0]
 
     async def execute(self, query: str, *values: Any) -> None:
         if query == handler._LINK:
             ids, chain, sent = values
             for name, at in zip(ids, sent, strict=True):
-                self.chains.setdefault(name, {"alert_id": name, "chain_id": chain, "sent_at": at})
+                row = {"alert_id": name, "chain_id": chain, "sent_at": at, "replaced_by": ""}
+                self.chains.setdefault(name, row)
+        elif query == handler._REPLACE:
+            for name in values[1]:
+                if name != values[0]:
+                    self.chains[name]["replaced_by"] = self.chains[name]["replaced_by"] or values[0]
         elif query in (handler._JOIN_EVENTS, handler._JOIN):
             for row in (self.chains if query == handler._JOIN else self.events).values():
                 if row["chain_id"] in values[1]:
@@ -248,13 +277,23 @@ class Alerts:
         chain: str = self.chains[name]["chain_id"]
         return chain
 
-    def _members(self, _: int, cities: list[int], relations: list[str], after: str, limit: int) -> list[Row]:
-        found: dict[str, tuple[bool, int, str, int]] = {}
+    def _members(
+        self, _: int, cities: list[int], relations: list[str], after: str, names: list[str], __: object, campaign: str,
+        limit: int,
+    ) -> list[Row]:  # fmt: skip
+        found: dict[str, list[tuple[bool, int, str, int]]] = {
+            m["user_id"]: [] for m in self.messages.values() if m["chain"] in names and m["campaign"] == campaign
+        }
         for (city, relation, user), seq in self.members.items():
-            if city in cities and relation in relations and user > after:
-                one = (relation != "default", city, relation, seq)
-                found[user] = min(found.get(user, one), one)
+            if city in cities and relation in relations:
+                found.setdefault(user, []).append((relation != "default", city, relation, seq))
         return [
-            {"user_id": user, "city_id": city, "relation": relation, "entered_seq": seq}
-            for user, (_, city, relation, seq) in sorted(found.items())[:limit]
-        ]
+            {
+                "user_id": user,
+                "city_ids": [city for _, city, _, _ in sorted(ties)],
+                "relations": [relation for _, _, relation, _ in sorted(ties)],
+                "entered": [seq for _, _, _, seq in sorted(ties)],
+            }
+            for user, ties in sorted(found.items())
+            if user > after
+        ][:limit]

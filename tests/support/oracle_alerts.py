@@ -1,7 +1,8 @@
-"""Whether each alert told every user of its cities, and each user once per chain of alerts.
+"""Whether each alert told every user of its cities what it should, as loudly as it should, and nobody anything else.
 
 The audience of a page of a run is told again from the ledger, at the number the page was read at; what was known of its
-users, at the number the feed had been applied to when they were judged.
+users, at the number the feed had been applied to when they were judged. What each of them is to be told then, by what they
+were told before, is `model_alerts`' to say.
 """
 
 from __future__ import annotations
@@ -12,23 +13,15 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tests.support import oracle_context
-from tests.support.oracle_messages import Known, Reader, message_id_of, verdict
+from tests.support import model_alerts, oracle_context
+from tests.support.model_alerts import SEVERITIES, Act, Knowledge
+from tests.support.oracle_context import Standing, wants
+from tests.support.oracle_messages import Reader, message_id_of, verdict
 from tests.support.oracle_person import Book
 from tests.support.oracle_snapshot import Snapshot
 
+Row = dict[str, Any]
 Order = Callable[[str], Any]
-
-
-class Audience(NamedTuple):
-    """One page of a run: who was in it, and how they were known when they were judged."""
-
-    page: dict[str, Any]
-    run: dict[str, Any]
-    members: dict[str, int]
-    """User → the ledger row that made them one."""
-    known: dict[str, Known]
-    """By user, of those who were members even then."""
 
 
 def check(snapshot: Snapshot) -> list[str]:
@@ -36,96 +29,47 @@ def check(snapshot: Snapshot) -> list[str]:
     book = Book(max(snapshot.rules), snapshot.rules[max(snapshot.rules)])
     campaigns = {c["id"]: c for c in book.campaigns if c["trigger"]["type"] == "alert"}
     then = oracle_context.check(snapshot, campaigns, found)
-    audiences = _audiences(snapshot, campaigns, found)
-    messages = [m for m in snapshot.messages if m["run_id"] and m["campaign"] in campaigns]
-    by_user: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for message in messages:
-        by_user[message["user_id"], message["campaign"]].append(message)
-    seen = {}
-    for audience in audiences:
-        if audience.run["campaign"] not in campaigns:
-            continue
-        chain = then[audience.page["context_offset"]]
-        for user in sorted(audience.known):
-            seen[audience.run["run_id"], user] = audience
-            if not any(_tells(m, audience, chain) for m in by_user[user, audience.run["campaign"]]):
-                found.append(
-                    f"user {user} is in the audience of run {audience.run['run_id']} ({audience.run['context_id']})"
-                    f" since {audience.members[user]} and was not told"
-                )
-    for message in messages:
-        whose = seen.get((message["run_id"], message["user_id"]))
-        if whose is None:
-            found.append(f"message {message['message_id']} should not be: its user is not in its run's audience")
-        else:
-            found += _message(message, whose, campaigns[message["campaign"]], book, snapshot.salt)
-    for (user, campaign), several in by_user.items():
-        found += _repeated(user, campaign, several, seen, then)
-    return found
-
-
-def _tells(message: dict[str, Any], audience: Audience, chain: dict[str, str]) -> bool:
-    """Whether the message was there when the page was planned, and told of what was then the same chain."""
-    one, other = message["occurrence"], audience.run["occurrence"]
-    return bool(chain.get(one, one) == chain.get(other, other) and message["planned_at"] <= audience.page["planned_at"])
-
-
-def _repeated(
-    user: str,
-    campaign: str,
-    messages: list[dict[str, Any]],
-    seen: dict[tuple[str, str], Audience],
-    then: dict[int, dict[str, str]],
-) -> Iterator[str]:
-    """Pairs of messages of which the later one was planned when both chains were known to be one."""
-    for number, one in enumerate(messages):
-        for other in messages[:number]:
-            pages = [seen[m["run_id"], user].page for m in (one, other) if (m["run_id"], user) in seen]
-            chain = then[max((page["context_offset"] for page in pages), default=-1)]
-            first, second = (chain.get(m["occurrence"], m["occurrence"]) for m in (one, other))
-            if first == second and one["campaign_version"] == other["campaign_version"]:
-                told = f"{other['message_id']} and {one['message_id']}"
-                yield f"user {user} was told twice of chain {first} by campaign {campaign}: {told}"
-
-
-def _message(message: dict[str, Any], audience: Audience, campaign: dict[str, Any], book: Book, salt: str) -> list[str]:
-    run, user, name = audience.run, message["user_id"], message["message_id"]
-    valid_until = run["valid_until"]
-    found = verdict(message, book, salt, campaign, audience.known[user], run["occurred_at"], valid_until)
-    if (message["cause_seq"], message["occurrence"]) != (audience.members[user], run["occurrence"]):
-        found.append(f"message {name} names {message['cause_seq']} as its cause, not {audience.members[user]}")
-    if message["campaign_version"] == campaign.get("version", 1):
-        should = message_id_of(campaign, user, run["occurrence"], run["began_at"])
-        if name != should:
-            found.append(f"message {name} of chain {run['occurrence']} should be {should}")
-    if message["collapse_id"]:
-        head = re.sub(r"[^A-Za-z0-9_-]", "", campaign["id"])[:24]
-        shown = hashlib.blake2b(f"{campaign['id']}\x1f{run['occurrence']}".encode(), digest_size=12).hexdigest()
-        if message["collapse_id"] != f"{head}.{shown}":
-            found.append(f"message {name} has the collapse id {message['collapse_id']}, should have {head}.{shown}")
-        seconds = min(campaign.get("ttl_seconds", 86_400), (valid_until - message["planned_at"]) // 1000)
-        if message["expires_at"] != message["planned_at"] + seconds * 1000:
-            found.append(f"message {name} ends at {message['expires_at']}, its alert at {valid_until}")
-    return found
-
-
-def _audiences(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> list[Audience]:
-    """Every page of every alert's run, told again from the ledger."""
     runs = {run["run_id"]: run for run in snapshot.runs if run["context"] == "alert"}
+    pages = [Page(row, runs[row["run_id"]], upto) for row, upto in pages_of(snapshot, runs, found)]
+    # in the order in which they were planned
+    pages.sort(key=lambda page: (page.row["planned_at"], page.run["created_at"], page.run["context_offset"]))
+    messages = [m for m in snapshot.messages if m["run_id"] and m["campaign"] in campaigns]
+    of_user: defaultdict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
+    for message in messages:
+        of_user[message["campaign"], message["user_id"]][message["occurrence"]] = message
     ledgers = ledgers_of(snapshot)
-    return [
-        _audience(page, upto, runs[page["run_id"]], ledgers[page["shard"]], campaigns)
-        for page, upto in pages_of(snapshot, runs, found)
+    began = {(run["campaign"], run["occurrence"]): run["began_at"] for run in runs.values()}
+    for campaign in campaigns.values():
+        told = Told(snapshot, book, campaign, then, ledgers, of_user, began)
+        for page in pages:
+            if page.run["campaign"] == campaign["id"]:
+                found += told.page(page)
+    found += [
+        f"message {m['message_id']} of user {m['user_id']} should not be: it is {m['occurrence']}, {m['action']}"
+        for several in of_user.values()
+        for m in several.values()
     ]
+    return found
+
+
+class Page(NamedTuple):
+    """A page of a run, and where the next one begins (None: it is the last)."""
+
+    row: Row
+    run: Row
+    upto: str | None
+
+    def has(self, user: str) -> bool:
+        return bool(user > self.row["after"] and (self.upto is None or user <= self.upto))
 
 
 def pages_of(
     snapshot: Snapshot, runs: Container[str], found: list[str], order: Order = str
-) -> Iterator[tuple[dict[str, Any], str | None]]:
+) -> Iterator[tuple[Row, str | None]]:
     """The pages of these runs, each with where the next one begins (None: it is the last), by `order` of
     where they begin. Every run must be expanded over every shard."""
     shards = {(r["run_id"], r["shard"]): r["done"] for r in snapshot.run_shards}
-    pages: defaultdict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    pages: defaultdict[tuple[str, int], list[Row]] = defaultdict(list)
     for page in snapshot.run_pages:
         if page["run_id"] in runs:
             pages[page["run_id"], page["shard"]].append(page)
@@ -146,21 +90,177 @@ def ledgers_of(snapshot: Snapshot) -> dict[int, Ledger]:
     return {shard: Ledger(r for r in snapshot.ledger if r["shard"] == shard) for shard in range(snapshot.shards)}
 
 
+class Told:
+    """One campaign's pages, told again one after the other."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        book: Book,
+        campaign: Row,
+        then: dict[int, Standing],
+        ledgers: dict[int, Ledger],
+        messages: dict[tuple[str, str], dict[str, Row]],
+        began: dict[tuple[str, str], int],
+    ) -> None:
+        self._salt, self._book, self._campaign = snapshot.salt, book, campaign
+        self._then, self._ledgers, self._messages, self._began = then, ledgers, messages, began
+        self._runs = [r for r in snapshot.runs if r["campaign"] == campaign["id"] and r["context"] == "alert"]
+        self._known: defaultdict[str, dict[str, Knowledge]] = defaultdict(dict)
+        self._last: defaultdict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+        """By user and name of a chain, when the last message was planned, and why it was not sent."""
+        self._unsure: set[str] = set()
+        self._louder: set[str] = set()
+        """Users whom something never reached that should have sounded: what took its place may do so instead."""
+
+    def page(self, page: Page) -> list[str]:
+        row, run = page.row, page.run
+        standing, ledger = self._then[row["context_offset"]], self._ledgers[row["shard"]]
+        root = standing.root[run["occurrence"]]
+        alike = [r for r in self._runs if standing.root.get(r["occurrence"]) == root]
+        alike = [r for r in alike if r["context_offset"] <= row["context_offset"]]
+        order = (run["created_at"], run["context_offset"])
+        if row["after"] == "" and any((r["created_at"], r["context_offset"]) > order for r in alike):
+            return []
+        names = {r["occurrence"] for r in alike}
+        name = min(names, key=lambda one: (self._began[run["campaign"], one], one))
+        alerts = [a for a in standing.in_force.values() if standing.root[a.id] == root]
+        cities = {city for alert in alerts for city in alert.cities}
+        ties = ledger.all_ties(cities, run["relations"], row["seq"])
+        told = {user for user, known in self._known.items() if not names.isdisjoint(known)}
+        found = []
+        for user in sorted(ties.keys() | told):
+            if page.has(user) and user not in self._unsure and ledger.of_shard(user):
+                reader = ledger.reader(user, row["heard_seq"])
+                found += self._user(page, user, name, names, alerts, ties.get(user, []), reader)
+        return found
+
+    def _user(
+        self,
+        page: Page,
+        user: str,
+        root: str,
+        names: set[str],
+        alerts: list[oracle_context.Alert],
+        ties: list[tuple[int, str, int]],
+        reader: Reader,
+    ) -> list[str]:
+        run, campaign = page.run, self._campaign
+        least = min((SEVERITIES[s] for s in campaign["trigger"].get("severity", ())), default=0)
+        known = Knowledge({name: k.notes[name] for name, k in self._known[user].items() if name in names}, least)
+        searched = [city for city, relation, _ in ties if relation == "searched"]
+        relations = run["relations"]
+        written = self._messages[campaign["id"], user]
+        now = next((m["planned_at"] for m in written.values() if m["run_id"] == run["run_id"]), page.row["planned_at"])
+        acts = known.acts(
+            root,
+            [
+                model_alerts.Alert(a.id, a.event, a.severity, a.headline, a.sent_at, a.valid_until, a.cities)
+                for a in alerts
+            ],
+            reader.home if "default" in relations else None,
+            [*(reader.added if "added" in relations else ()), *searched],
+            lambda alert: wants(campaign["trigger"], alert),
+            now,
+            run["occurred_at"],
+            campaign.get("ttl_seconds", 86_400) * 1000,
+        )
+        last = max((told for name, told in self._last[user].items() if name in names), default=(0, ""))
+        found, not_sent = [], last[1]
+        for act in acts:
+            message = written.pop(f"{act.name}#{run['context_id']}", None)
+            if message is None:
+                if not act.quiet and (not not_sent or not_sent != _why(reader, self._book, campaign)):
+                    found.append(
+                        f"user {user} is in the audience of run {run['run_id']} ({run['context_id']}) and was not told:"
+                        f" {act.action}, sound {act.sound}"
+                    )
+                continue
+            found += self._message(message, act, page, ties, reader, alerts)
+            if message["reason"] == "superseded" or message["state"] == "unknown":
+                self._louder.add(user)
+            elif message["state"] == "failed" or (message["state"] == "suppressed" and message["token"]):
+                self._unsure.add(user)  # whether it was known to be lost when the next one was planned cannot be told
+            unsent = message["state"] == "suppressed" and not message["token"]
+            self._last[user][act.name] = (message["planned_at"], message["reason"] if unsent else "")
+            if unsent:
+                continue
+            self._known[user].setdefault(act.name, Knowledge()).learns(act)
+        return found
+
+    def _message(
+        self,
+        message: Row,
+        act: Act,
+        page: Page,
+        ties: list[tuple[int, str, int]],
+        reader: Reader,
+        alerts: list[oracle_context.Alert],
+    ) -> list[str]:
+        run, name, campaign = page.run, message["message_id"], self._campaign
+        known, tokens = reader.as_known(campaign), dict(reader.devices)
+        if act.action != "show" and message["device_id"] in tokens:  # it goes where its notification is
+            tokens[message["device_id"]] = tokens.pop(message["device_id"])
+        speaking = next((a for a in alerts if a.id == act.note.of), None)
+        away = act.action == "retract"
+        occurred = run["occurred_at"] if away or speaking is None else speaking.sent_at
+        end = act.note.end if away or speaking is None else speaking.valid_until
+        known = known._replace(devices=list(tokens.values()), meant=known.meant or away)
+        found = verdict(message, self._book, self._salt, campaign, known, occurred, end)
+        should: Row = {
+            "action": act.action,
+            "chain": act.name,
+            "cause_seq": 0 if away and not ties else _entered(ties, 0 if away else act.note.city),
+        }
+        if message["campaign_version"] == campaign.get("version", 1):
+            began = self._began[campaign["id"], act.name]
+            should["message_id"] = message_id_of(campaign, message["user_id"], message["occurrence"], began)
+        if message["collapse_id"]:
+            head = re.sub(r"[^A-Za-z0-9_-]", "", campaign["id"])[:24]
+            shown = hashlib.blake2b(f"{campaign['id']}\x1f{act.name}".encode(), digest_size=12).hexdigest()
+            should["collapse_id"] = f"{head}.{shown}"
+            seconds = min(campaign.get("ttl_seconds", 86_400), (end - message["planned_at"]) // 1000)
+            expires = message["planned_at"] + seconds * 1000
+            # what is taken away had its end in whole seconds, too
+            near = away and abs(message["expires_at"] - expires) <= 1000
+            should["expires_at"] = message["expires_at"] if near else expires
+        found += [f"message {name} has {k} {message[k]}, should have {v}" for k, v in should.items() if message[k] != v]
+        if message["sound"] != act.sound and not (message["sound"] and message["user_id"] in self._louder):
+            found.append(f"message {name} of user {message['user_id']} has sound {message['sound']}")
+        return found
+
+
+def _why(reader: Reader, book: Book, campaign: Row) -> str:
+    """Why nothing is sent to the user whatever it is."""
+    if not reader.as_known(campaign).meant:
+        return "not_in_audience"
+    if reader.consent is False or (reader.consent is None and "push" in book.consent_asked):
+        return "no_consent"
+    return "" if reader.devices else "no_device"
+
+
+def _entered(ties: list[tuple[int, str, int]], city: int) -> int:
+    return next((seq for of, _, seq in ties if of == city), 0) or next((seq for _, _, seq in ties), 0)
+
+
 class Ledger:
     """A shard's rows as a page of a run looks at them: by city, and by user."""
 
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.by_city: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-        self.by_user: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._by_city: defaultdict[int, list[Row]] = defaultdict(list)
+        self._by_user: defaultdict[str, list[Row]] = defaultdict(list)
         for row in sorted(rows, key=lambda r: r["seq"]):
-            self.by_user[row["user_id"]].append(row)
+            self._by_user[row["user_id"]].append(row)
             if row["kind"] in ("cohort_entered", "cohort_exited"):
-                self.by_city[row["payload"]["city_id"]].append(row)
+                self._by_city[row["payload"]["city_id"]].append(row)
+
+    def of_shard(self, user: str) -> bool:
+        return user in self._by_user
 
     def ties(self, city: int, relation: str, seq: int) -> dict[str, int]:
         """Users of the city at a number, and the row that brought each there."""
         there: dict[str, int] = {}
-        for row in self.by_city.get(city, []):
+        for row in self._by_city.get(city, []):
             if row["seq"] > seq:
                 break
             if row["payload"]["relation"] == relation:
@@ -169,35 +269,19 @@ class Ledger:
                     there[row["user_id"]] = row["seq"]
         return there
 
+    def all_ties(self, cities: Iterable[int], relations: list[str], seq: int) -> dict[str, list[tuple[int, str, int]]]:
+        """Users tied to any of the cities at a number, with (city, relation, the row that brought them there); a default
+        city comes before the others, a lesser id before a greater one."""
+        found: defaultdict[str, list[tuple[int, str, int]]] = defaultdict(list)
+        for relation in sorted(relations, key=lambda one: one != "default"):
+            for city in sorted(cities):
+                for user, entered in self.ties(city, relation, seq).items():
+                    found[user].append((city, relation, entered))
+        return {user: sorted(ties, key=lambda t: (t[1] != "default", t[0])) for user, ties in found.items()}
+
     def reader(self, user: str, seq: int) -> Reader:
         known = Reader()
-        for row in self.by_user[user]:
+        for row in self._by_user[user]:
             if row["seq"] <= seq:
                 known.takes(row)
         return known
-
-
-def _audience(
-    page: dict[str, Any], upto: str | None, run: dict[str, Any], ledger: Ledger, campaigns: dict[str, dict[str, Any]]
-) -> Audience:
-    cities = set(run["city_ids"])
-    chosen: dict[str, tuple[str, int]] = {}
-    # a user's default city comes before the others, a lesser id before a greater one
-    for relation in sorted(run["relations"], key=lambda r: r != "default"):
-        for city in sorted(cities):
-            for user, entered in ledger.ties(city, relation, page["seq"]).items():
-                if user > page["after"] and (upto is None or user <= upto):
-                    chosen.setdefault(user, (relation, entered))
-    known = {}
-    for user, (relation, _) in chosen.items():
-        reader = ledger.reader(user, page["heard_seq"])
-        if _still(relation, reader, cities):
-            known[user] = reader.as_known(campaigns.get(run["campaign"], {}))
-    return Audience(page, run, {user: entered for user, (_, entered) in chosen.items()}, known)
-
-
-def _still(relation: str, reader: Reader, cities: set[int]) -> bool:
-    """Whoever left meanwhile is not told; searches are not known to the notifier."""
-    if relation == "default":
-        return reader.home in cities
-    return not reader.added.isdisjoint(cities) if relation == "added" else True

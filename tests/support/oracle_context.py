@@ -28,10 +28,20 @@ class Alert(NamedTuple):
     cities: frozenset[int]
     severity: str
     event: str
+    headline: str
+    real: bool
+    """Whether it says something of the weather at all."""
     speaks: bool
     """Whether it is a real one that warns of something to come."""
     sent_at: int
     valid_until: int
+
+
+class Standing(NamedTuple):
+    """Where all chains stand: the chain of every alert, and the alerts that are in force unless they have ended."""
+
+    root: dict[str, str]
+    in_force: dict[str, Alert]
 
 
 class Chains:
@@ -40,6 +50,20 @@ class Chains:
     def __init__(self) -> None:
         self.root: dict[str, str] = {}
         self.sent: dict[str, int] = {}
+        self.in_force: dict[str, Alert] = {}
+        self.replaced: set[str] = set()
+        self.runs: set[tuple[str, str]] = set()
+
+    def stands(self, alert: Alert, matched: bool) -> None:
+        """A real one, heard for the first time: what it refers to is in force no more, whenever that comes."""
+        self.replaced |= {name for name, _ in alert.names[1:] if name != alert.id}
+        if matched:
+            self.in_force[alert.id] = alert
+        for name in self.replaced:
+            self.in_force.pop(name, None)
+
+    def followed(self, campaign: str, root: str) -> bool:
+        return any(name == campaign and self.root[of] == root for name, of in self.runs)
 
     def takes(self, alert: Alert) -> str:
         roots = {self.root[name] for name, _ in alert.names if name in self.root}
@@ -56,13 +80,13 @@ class Chains:
         return oldest
 
 
-def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> dict[int, dict[str, str]]:
-    """Compare events, chains and runs; the chain of every alert, as of each offset."""
+def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[str]) -> dict[int, Standing]:
+    """Compare events, chains and runs; how all chains stood, as of each offset."""
     alerts = [alert for alert in _alerts(snapshot) if alert.offset <= snapshot.context_read]
     events = {e["context_id"]: e for e in snapshot.context_events if e["kind"] in ("alert", "nws")}
     runs = {(r["campaign"], r["context_id"]): r for r in snapshot.runs}
     chains, first = Chains(), set()
-    then: dict[int, dict[str, str]] = {-1: {}}
+    then: dict[int, Standing] = {-1: Standing({}, {})}
     by_offset = {alert.offset: alert for alert in alerts}
     for offset in range(snapshot.context_read + 1):
         alert = by_offset.get(offset)
@@ -72,10 +96,18 @@ def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[
                 first.add(alert.id)
                 found += _event(alert, events.get(alert.id))
                 speaks = alert.id in events and events[alert.id]["verdict"] == "matched"
+                if alert.real:
+                    chains.stands(alert, speaks)
                 for campaign in campaigns.values():
-                    wanted = speaks and _wants(campaign["trigger"], alert)
-                    found += _run(alert, root, chains, campaign, runs.pop((campaign["id"], alert.id), None), wanted)
-        then[offset] = dict(chains.root) if alert is not None else then[offset - 1]
+                    follows = alert.real and chains.followed(campaign["id"], root)
+                    wanted = follows or (speaks and wants(campaign["trigger"], alert))
+                    run = runs.pop((campaign["id"], alert.id), None)
+                    found += _run(alert, root, chains, campaign, run, wanted, speaks)
+                    if wanted:
+                        chains.runs.add((campaign["id"], root))
+        then[offset] = then[offset - 1]
+        if alert is not None:
+            then[offset] = Standing(dict(chains.root), dict(chains.in_force))
     found += [f"context event {name} is in no log" for name in events.keys() - first]
     found += [
         f"context event {name} is kept in chain {event['chain_id']}, should be in {chains.root.get(name)}"
@@ -105,14 +137,15 @@ def _event(alert: Alert, event: dict[str, Any] | None) -> list[str]:
     return found
 
 
-def _wants(trigger: dict[str, Any], alert: Alert) -> bool:
+def wants(trigger: dict[str, Any], alert: Alert) -> bool:
     severity, event = trigger.get("severity"), trigger.get("event")
     return (not severity or alert.severity in severity) and (not event or alert.event in event)
 
 
 def _run(
-    alert: Alert, root: str, chains: Chains, campaign: dict[str, Any], run: dict[str, Any] | None, wanted: bool
-) -> list[str]:
+    alert: Alert, root: str, chains: Chains, campaign: dict[str, Any], run: dict[str, Any] | None, wanted: bool,
+    speaks: bool,
+) -> list[str]:  # fmt: skip
     what = f"the run of campaign {campaign['id']} for alert {alert.id}"
     if run is None or not wanted:
         return [] if (run is None) == (not wanted) else [f"{what} {'is missing' if wanted else 'should not be'}"]
@@ -120,7 +153,7 @@ def _run(
         "occurrence": root,
         "began_at": chains.sent[root] or alert.sent_at,
         "context_offset": alert.offset,
-        "city_ids": sorted(alert.cities),
+        "city_ids": sorted(alert.cities) if speaks else [],
         "relations": campaign["trigger"].get("relations", ["default", "added"]),
         "occurred_at": alert.sent_at,
         "valid_until": alert.valid_until,
@@ -142,10 +175,11 @@ def _alerts(snapshot: Snapshot) -> Iterator[Alert]:
             read = _from_feed(body) if told["kind"] == "nws" else _from_contract(body)
         except (KeyError, TypeError, ValueError):
             continue
-        yield Alert(told["id"], record.offset, told["received_at"], *read)
+        alert = Alert(told["id"], record.offset, told["received_at"], *read)
+        yield alert if alert.real else alert._replace(names=alert.names[:1])
 
 
-_Read = tuple[list[tuple[str, int]], frozenset[int], str, str, bool, int, int]
+_Read = tuple[list[tuple[str, int]], frozenset[int], str, str, str, bool, bool, int, int]
 
 
 def _from_contract(body: dict[str, Any]) -> _Read:
@@ -160,7 +194,8 @@ def _from_contract(body: dict[str, Any]) -> _Read:
         cities,
         body.get("severity") or "Unknown",
         data["event"],
-        _speaks(data.get("status") or "Actual", kind, data.get("urgency")),
+        data.get("headline") or data["event"],
+        *_speaks(data.get("status") or "Actual", kind, data.get("urgency")),
         sent_at,
         instant(body["ends_at"]),
     )
@@ -181,14 +216,16 @@ def _from_feed(feature: dict[str, Any]) -> _Read:
         frozenset(cities_in(geometry) if geometry else (c for code in codes for c in places().by_same(code))),
         properties.get("severity") or "Unknown",
         properties["event"].strip(),
-        _speaks(properties["status"], properties["messageType"], properties.get("urgency")),
+        (properties.get("headline") or "").strip() or properties["event"].strip(),
+        *_speaks(properties["status"], properties["messageType"], properties.get("urgency")),
         sent_at,
         min(ends),
     )
 
 
-def _speaks(status: str, kind: str, urgency: str | None) -> bool:
-    return status == "Actual" and kind in ("Alert", "Update") and urgency != "Past"
+def _speaks(status: str, kind: str, urgency: str | None) -> tuple[bool, bool]:
+    real = status == "Actual" and kind in ("Alert", "Update", "Cancel")
+    return real, real and kind != "Cancel" and urgency != "Past"
 
 
 def cities_of(area: dict[str, Any]) -> tuple[int, ...]:

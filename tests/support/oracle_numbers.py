@@ -140,5 +140,17 @@ def _dead(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outcome(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("message_id", "user_id", "campaign", "variant", "outcome", "reason", "provider", "shard", "gen", "seq")
+    names = (
+        "message_id",
+        "user_id",
+        "campaign",
+        "variant",
+        "outcome",
+        "reason",
+        "provider",
+        "shard",
+        "gen",
+        "seq",
+        "chain",
+    )
     return {**{name: row[name] for name in names}, "occurred_at": rfc3339(row["occurred_at"])}

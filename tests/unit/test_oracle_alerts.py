@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.demo.weather import feed
-from services.notifier import pipeline, planning, runs
-from services.notifier.domain import gates, plan
+from services.notifier import alert_chains, pipeline, runs
+from services.notifier.context import handler
+from services.notifier.domain import alert_chain, gates, plan
+from services.notifier.domain.alert_chain import Step
 from services.notifier.domain.gates import Check
 from services.notifier.runs import Runs
 from shared.gazetteer import load
@@ -49,15 +52,20 @@ def two_storms(patch: pytest.MonkeyPatch) -> Alerts:
 def test_nothing_is_found_where_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     world = two_storms(monkeypatch)
     assert oracle_alerts.check(world.snapshot()) == []
-    told = {(m["user_id"], m["occurrence"], m["state"], m["reason"]) for m in world.messages.values()}
+    told = {(m["user_id"], m["occurrence"], m["action"], m["sound"], m["reason"]) for m in world.messages.values()}
     assert told == {
-        ("anna", "a", "sent", ""),
-        ("bert", "a", "sent", ""),
-        ("bert", "b", "sent", ""),  # both storms reached this one before they were known to be one
-        ("cleo", "b", "sent", ""),
-        ("dora", "a", "suppressed", "no_device"),
-        ("emil", "a", "suppressed", "no_consent"),
-        ("hans", "a", "sent", ""),
+        ("anna", "a#a", "show", True, ""),
+        ("anna", "a#d", "retract", False, ""),
+        # both storms reached this one before they were known to be one; then one speaks for both, and the other goes
+        ("bert", "a#a", "show", True, ""),
+        ("bert", "b#b", "show", True, ""),
+        ("bert", "b#c", "replace", False, ""),
+        ("bert", "a#c", "retract", False, ""),
+        ("bert", "b#d", "replace", False, ""),
+        ("cleo", "b#b", "show", True, ""),
+        ("dora", "a#c", "show", True, "no_device"),
+        ("emil", "a#c", "show", True, "no_consent"),
+        ("hans", "a#d", "show", True, ""),
     }
 
 
@@ -76,7 +84,8 @@ def test_runs_of_joined_chains_under_way_together_tell_each_user_once(monkeypatc
 
 
 def test_a_national_feed_is_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it comes, and again with half of it under other ids that replace the first ones."""
+    """As it comes, and again with half of it under other ids that replace the first ones: some with the same words, some
+    with others, some to take them back."""
     world = Alerts(weather(), monkeypatch)
     now = world.clock.now
     told = feed(now)
@@ -85,14 +94,19 @@ def test_a_national_feed_is_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         world.user(f"u{number}", ("default", city), ("added", cities[number]))
     world.post(told)
     world.work()
-    for feature in told["features"][::2]:
+    for number, feature in enumerate(told["features"][::2]):
         properties = feature["properties"]
+        if number % 3 == 1:
+            properties["headline"] = f"Still: {properties['headline']}"
+        elif number % 3 == 2:
+            properties["messageType"] = "Cancel"
         properties["references"] = [{"identifier": properties["id"], "sent": properties["sent"]}]
         properties["id"] += ".again"
     world.user("late", ("default", cities[-1]))
     world.post(told)
     world.work()
     assert oracle_alerts.check(world.snapshot()) == []
+    assert {m["action"] for m in world.messages.values()} == {"show", "replace", "retract"}
     assert len(world.messages) > 30 and len({row["chain_id"] for row in world.chains.values()}) < len(world.chains)
 
 
@@ -104,16 +118,47 @@ Defect = Callable[[pytest.MonkeyPatch], None]
 
 
 def a_member_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    still = Runs.still_concerns
-    patch.setattr(Runs, "still_concerns", lambda _, *those: those[2].user_id != "cleo" and still(*those))
+    cities = alert_chain.cities_of
+    patch.setattr(pipeline, "cities_of", lambda who, *those: () if who.user_id == "cleo" else cities(who, *those))
 
 
 def one_who_left_is_told(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Runs, "still_concerns", lambda *_: True)
+    patch.setattr(pipeline, "cities_of", lambda *_: (BOSTON, CHICAGO, NEW_YORK))
 
 
 def joined_chains_stay_two(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(planning, "joined_ids_of", lambda *_: ())
+    load = alert_chains.load
+
+    async def alone(*those: Any) -> Any:
+        found = await load(*those)
+        return {name: chain._replace(names={chain.root: chain.names[chain.root]}) for name, chain in found.items()}
+
+    patch.setattr(alert_chains, "load", alone)
+
+
+def what_is_replaced_stays_in_force(patch: pytest.MonkeyPatch) -> None:
+    execute = Alerts.execute
+
+    async def without(self: Alerts, query: str, *values: Any) -> None:
+        if query != handler._REPLACE:
+            await execute(self, query, *values)
+
+    patch.setattr(Alerts, "execute", without)
+
+
+def every_update_sounds(patch: pytest.MonkeyPatch) -> None:
+    follow = alert_chain.follow
+
+    def loud(*those: Any) -> Step:
+        step = follow(*those)
+        return msgspec.structs.replace(step, sound=step.action is not None)
+
+    patch.setattr(alert_chain, "follow", loud)
+
+
+def nothing_is_taken_away(patch: pytest.MonkeyPatch) -> None:
+    steps = alert_chain.updates
+    patch.setattr(pipeline, "updates", lambda *those: [u for u in steps(*those) if u.step.action != "retract"])
 
 
 def consent_is_not_asked(patch: pytest.MonkeyPatch) -> None:
@@ -125,12 +170,13 @@ def each_alert_has_its_own_collapse_id(patch: pytest.MonkeyPatch) -> None:
 
 
 def alerts_live_longer_than_they_say(patch: pytest.MonkeyPatch) -> None:
-    occurrence = Runs.occurrence
+    occurrence = Runs.moved_on
 
-    def longer(self: Runs, run: runs.Run, member: runs.Member) -> Any:
-        return occurrence(self, run._replace(valid_until=(run.valid_until or 0) + HOUR), member)
+    def longer(*those: Any) -> Any:
+        one = occurrence(*those)
+        return msgspec.structs.replace(one, valid_until=(one.valid_until or 0) + HOUR)
 
-    patch.setattr(Runs, "occurrence", longer)
+    patch.setattr(Runs, "moved_on", longer)
 
 
 def a_page_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -138,7 +184,7 @@ def a_page_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
     async def without(self: pipeline.Notifier, pages: list[runs.Page]) -> None:
         for page in pages:
-            page.members[:] = [] if page.run.occurrence == "b" else page.members
+            page.members[:] = [] if page.run.context_id == "b" else page.members
         await expand(self, pages)
 
     patch.setattr(pipeline.Notifier, "_expand", without)
@@ -148,11 +194,14 @@ def a_page_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     ("defect", "said"),
     [
         (a_member_is_left_out, "user cleo is in the audience of run"),
-        (one_who_left_is_told, "its user is not in its run's audience"),
-        (joined_chains_stay_two, "user cleo was told twice of chain a"),
+        (one_who_left_is_told, "of user gina should not be: it is a#c, show"),
+        (joined_chains_stay_two, "of user cleo should not be: it is a#c, show"),
+        (what_is_replaced_stays_in_force, "user anna is in the audience of run"),
+        (every_update_sounds, "of user bert has sound True"),
+        (nothing_is_taken_away, "was not told: retract, sound False"),
         (consent_is_not_asked, "should be ('suppressed', 'no_consent')"),
-        (each_alert_has_its_own_collapse_id, "has the collapse id"),
-        (alerts_live_longer_than_they_say, "its alert at"),
+        (each_alert_has_its_own_collapse_id, "has collapse_id"),
+        (alerts_live_longer_than_they_say, "has expires_at"),
         (a_page_is_forgotten, "user bert is in the audience of run"),
     ],
 )

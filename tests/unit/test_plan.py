@@ -26,8 +26,6 @@ from services.notifier.domain.plan import (
     Suppress,
     Verdict,
     collapse_id_of,
-    joined_ids_of,
-    message_id_of,
     plan,
 )
 from services.notifier.domain.recipient import Recipient
@@ -304,20 +302,6 @@ def test_a_collapse_id_fits_apple_and_tells_occurrences_apart(campaign_id: str, 
     assert all(len(i.encode()) <= MAX_COLLAPSE_BYTES and i.isascii() for i in ids)
     if one and other:
         assert (ids[0] == ids[1]) is (one == other)
-
-
-def test_what_was_told_under_a_joined_chain_is_found_under_its_own_id() -> None:
-    """The ids are those its messages were given: of that chain, in the month that chain began, for that user."""
-    c, month = campaign(), 31 * 86_400_000
-    older = Occurrence("a", NOW, began_at=NOW - 2 * month)
-    younger = Occurrence("b", NOW, began_at=NOW - month)
-    both = Occurrence("a", NOW, began_at=NOW - 2 * month, joined=(("b", NOW - month), ("c", NOW)))
-    assert joined_ids_of(c, "u1", older) == ()
-    assert message_id_of(c, "u1", both) == message_id_of(c, "u1", older)
-    found = joined_ids_of(c, "u1", both)
-    assert found[0] == message_id_of(c, "u1", younger)
-    assert len({*found, message_id_of(c, "u1", both)}) == 3
-    assert found != joined_ids_of(c, "u2", both)
 
 
 def test_a_later_message_of_the_same_chain_replaces_the_first_on_screen() -> None:

@@ -27,6 +27,8 @@ from shared.gazetteer import Gazetteer
 Status = Literal["Actual", "Exercise", "System", "Test", "Draft"]
 MessageType = Literal["Alert", "Update", "Cancel", "Ack", "Error"]
 Verdict = Literal["test_or_draft", "not_an_alert", "marine", "over", "cancel", "no_known_city", "expired", "matched"]
+NO_PART: frozenset[Verdict] = frozenset({"test_or_draft", "not_an_alert"})
+"""What says nothing of the weather: it joins no chain, and replaces nothing, whatever it refers to."""
 
 MARINE_STATES = frozenset({
     "57", "58", "59", "61", "65", "73", "75", "77", "91", "92", "93", "94", "96", "97", "98",

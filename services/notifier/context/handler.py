@@ -1,5 +1,5 @@
-"""What a context event sets going: an alert becomes runs, one per campaign that waits for it; a forecast is kept for
-its cities; a campaign that was called for by hand gets a run.
+"""What a context event sets going: an alert becomes runs, one per campaign that waits for it or follows its chain; a
+forecast is kept for its cities; a campaign that was called for by hand gets a run.
 
 Fenced like every reader: the event, its chain, its runs and the position are one commit. The topic has one
 partition, so that chains which meet are joined in one order.
@@ -15,9 +15,10 @@ import msgspec
 
 from services.notifier import forecasts
 from services.notifier.book import Active, CampaignBook
-from services.notifier.context.alerts import Alert, Verdict, cities_of, valid_until, verdict
+from services.notifier.context.alerts import NO_PART, Alert, Verdict, cities_of, valid_until, verdict
 from services.notifier.context.forecasts import Forecast
 from services.notifier.context.intake import ContextRecord, Triggered, decode_context, read
+from services.notifier.domain.alert_chain import waits_for
 from services.notifier.forecasts import Told
 from services.notifier.runs import RUN_SHARDS
 from services.notifier.scheduler import Counts, Scheduler
@@ -44,10 +45,18 @@ _LINK = """
 INSERT INTO notifier.alert_chain (alert_id, chain_id, sent_at)
 SELECT n.id, $2, n.sent_at FROM unnest($1::text[], $3::bigint[]) AS n(id, sent_at) ON CONFLICT (alert_id) DO NOTHING
 """
+_REPLACE = """
+UPDATE notifier.alert_chain SET replaced_by = $1
+WHERE alert_id = ANY($2::text[]) AND alert_id <> $1 AND replaced_by = ''
+"""
+_FOLLOWED = """
+SELECT DISTINCT r.campaign FROM notifier.alert_chain c JOIN notifier.run r ON r.occurrence = c.alert_id
+WHERE c.chain_id = $1
+"""
 _EVENT = """
-INSERT INTO notifier.context_event
-    (context_id, kind, chain_id, log_id, context_offset, verdict, cities, body, received_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (context_id) DO NOTHING RETURNING context_id
+INSERT INTO notifier.context_event (context_id, kind, chain_id, log_id, context_offset, verdict, cities, body,
+    received_at, city_ids, sent_at, valid_until)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (context_id) DO NOTHING RETURNING context_id
 """
 _RUN = """
 INSERT INTO notifier.run (run_id, campaign, campaign_version, occurrence, context_id, log_id, context_offset, city_ids,
@@ -149,8 +158,10 @@ class ContextHandler:
         if not await connection.fetch(_THERE, told.id):
             became, cities = await self._scheduler.trigger(connection, told, log_id, offset, record.received_at, counts)
             body = msgspec.json.encode({"campaign": told.campaign, "key": told.key}).decode()
-            values = (log_id, offset, became, cities, body, record.received_at)
-            await connection.fetchval(_EVENT, told.id, record.kind, "", *values)
+            at = record.received_at
+            await connection.fetchval(
+                _EVENT, told.id, record.kind, "", log_id, offset, became, cities, body, at, [], at, 0
+            )
 
     async def _apply(self, connection: Connection, record: ContextRecord, log_id: str, offset: int) -> str:
         """One alert; its verdict, `repeat` when it was there already, `unreadable` when it is none, or one that was set
@@ -162,17 +173,22 @@ class ContextHandler:
             return "unreadable"
         said: Verdict = verdict(alert, self._gazetteer, self._clock.now_ms())
         cities = cities_of(alert, self._gazetteer)
-        chain_id, began_at = await _chain(connection, alert)
+        belongs = said not in NO_PART
+        chain_id, began_at = await _chain(connection, alert, alert.references if belongs else ())
         fresh = await connection.fetchval(
             _EVENT, alert.id, record.kind, chain_id, log_id, offset, said, len(cities),
-            msgspec.json.encode(_facts(alert)).decode(), record.received_at,
+            msgspec.json.encode(_facts(alert)).decode(), record.received_at, list(cities), alert.sent_at,
+            valid_until(alert),
         )  # fmt: skip
         if fresh is None:
             return "repeat"
-        if said == "matched":
+        if belongs:
+            await connection.execute(_REPLACE, alert.id, [reference for reference, _ in alert.references])
+            followed = {row["campaign"] for row in await connection.fetch(_FOLLOWED, chain_id)}
+            here = cities if said == "matched" else ()
             for active in self._book.on_alert:
-                if _wanted(active, alert):
-                    await self._run(connection, active, alert, cities, chain_id, began_at, log_id, offset)
+                if active.campaign.id in followed or (here and _wanted(active, alert)):
+                    await self._run(connection, active, alert, here, chain_id, began_at, log_id, offset)
         return said
 
     async def _run(
@@ -199,14 +215,14 @@ class ContextHandler:
         await connection.execute(RUN_SHARDS, run_id, self._shards)
 
 
-async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:
+async def _chain(connection: Connection, alert: Alert, references: tuple[tuple[str, int], ...]) -> tuple[str, int]:
     """The chain an alert belongs to and when that began; chains it refers to become one, the oldest.
 
     Ids that were only referred to belong to the chain too: a feed of active alerts no longer holds the
     alerts that were replaced, but two updates of the same one are one chain all the same.
     """
-    ids = [alert.id, *(reference for reference, _ in alert.references)]
-    sent = [alert.sent_at, *(at for _, at in alert.references)]
+    ids = [alert.id, *(reference for reference, _ in references)]
+    sent = [alert.sent_at, *(at for _, at in references)]
     chains = {row["chain_id"] for row in await connection.fetch(_KNOWN, ids)}
     if chains:
         roots = await connection.fetch(_ROOTS, list(chains))
@@ -224,9 +240,7 @@ async def _chain(connection: Connection, alert: Alert) -> tuple[str, int]:
 def _wanted(active: Active, alert: Alert) -> bool:
     trigger = active.campaign.trigger
     assert isinstance(trigger, AlertTrigger)
-    return (not trigger.severity or alert.severity in trigger.severity) and (
-        not trigger.event or alert.event in trigger.event
-    )
+    return waits_for(trigger, alert.event, alert.severity)
 
 
 def _facts(alert: Alert) -> dict[str, Any]:

@@ -49,6 +49,7 @@ _ALERT: dict[str, bool] = {
     "alert.instruction": True,
     "alert.area": True,
     "alert.ends_at": True,
+    "city.others": True,
 }
 _FORECAST: dict[str, bool] = {
     "forecast.summary": False,
@@ -68,10 +69,8 @@ class Occurrence(msgspec.Struct, frozen=True):
     `id` names it within the campaign and is the same however often it is replayed. `valid_until` is the
     instant after which the message would be false (None: never). `collapse` names what is shown on the
     phone: a later message with the same one replaces it (default: `id`). `began_at` is the same for every
-    message of a chain of alerts, so that all find the one message id (default: `occurred_at`). `joined` are
-    the (id, began_at) of occurrences that turned out to be this one after messages may have been made of them.
-    `due_at`: when the campaign's delay is over, before which what agrees with it in `same` may call it off
-    (0: there is no delay).
+    message of a chain of alerts, so that all lie in one month (default: `occurred_at`). `due_at`: when the campaign's
+    delay is over, before which what agrees with it in `same` may call it off (0: there is no delay).
     """
 
     id: str
@@ -80,7 +79,6 @@ class Occurrence(msgspec.Struct, frozen=True):
     variables: dict[str, Any] = {}
     collapse: str = ""
     began_at: int = 0
-    joined: tuple[tuple[str, int], ...] = ()
     due_at: int = 0
     same: dict[str, Any] = {}
 

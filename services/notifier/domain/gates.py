@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from services.notifier.domain import frequency_cap, quiet_hours
+from services.notifier.domain.alert_chain import Step
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.frequency_cap import Past
 from services.notifier.domain.holdout import held_out
@@ -36,6 +37,7 @@ class Reason(StrEnum):
     LEFT_AUDIENCE = "left_audience"
     NOT_IN_AUDIENCE = "not_in_audience"
     CALLED_OFF = "called_off"
+    SUPERSEDED = "superseded"
 
 
 EVERYONE = Audience()
@@ -48,6 +50,11 @@ class Check(msgspec.Struct, frozen=True):
     passed: bool
     values: dict[str, Any]
     reason: Reason | None = None
+
+
+def chain(step: Step) -> Check:
+    """What the chain of alerts asks for; nobody is stopped here, for a step that does nothing is no message."""
+    return Check("chain", True, {"reason": step.reason, "action": step.action, "sound": step.sound})
 
 
 def enabled(campaign: Campaign) -> Check:

@@ -9,15 +9,15 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-from msgspec.structs import replace
 
 from services.notifier.domain import gates
+from services.notifier.domain.alert_chain import Action, Step
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.frequency_cap import Past, content_key
 from services.notifier.domain.gates import Check, Reason
 from services.notifier.domain.personalise import Aborted, Compiled, Rendered, Unrenderable, render
 from services.notifier.domain.quiet_hours import zone_named
-from services.notifier.domain.recipient import Recipient
+from services.notifier.domain.recipient import Recipient, device_for
 from shared.contracts.events import Device
 from shared.contracts.identifiers import push_message_id
 from shared.contracts.rules import Campaign, Limits
@@ -31,7 +31,7 @@ class Send(msgspec.Struct, frozen=True):
     """One push to the user's most recently set device. It must not be shown after `expires_at`.
 
     `counts`: it uses caps up, with `content_key` as what must not be repeated. `zone`: whose quiet hours it must
-    not go out in, also if it has to wait (empty: none bind it).
+    not go out in, also if it has to wait (empty: none bind it). `action` and `sound`: what it does on the phone.
     """
 
     message_id: str
@@ -45,6 +45,8 @@ class Send(msgspec.Struct, frozen=True):
     counts: bool
     content_key: str
     zone: str
+    action: Action
+    sound: bool
 
 
 class Defer(msgspec.Struct, frozen=True):
@@ -71,6 +73,8 @@ class HeldOut(msgspec.Struct, frozen=True):
 
 Verdict = Send | Defer | Suppress | HeldOut
 _NO_LIMITS = Limits()
+FIRST = Step("show", True, "first")
+"""What is new on the phone."""
 
 
 def plan(
@@ -84,23 +88,30 @@ def plan(
     limits: Limits = _NO_LIMITS,
     past: Sequence[Past] = (),
     message_id: str = "",
+    step: Step = FIRST,
+    device_id: str = "",
 ) -> Verdict:
     """Decide, in the order: enabled, audience, consent, device, freshness, validity, content, holdout, caps, gap,
     repeat, quiet hours, sunset; the audience and the last five where the rules declare them.
 
-    One message per user, to the most recently set device: a user with a phone and a tablet is told once.
+    One message per user, to the device that shows what it goes on with, else to the one set last: a user with a phone
+    and a tablet is told once.
     Safety campaigns are never held out, and none of the last five binds them; every other gate does. The holdout
     comes before what depends on earlier pushes, which those held out have fewer of: up to there they are like those
     sent in every respect, and whoever is stopped behind it still counts as treated.
+    What is silent on the phone disturbs nobody: no limit binds it either, and it uses none up. What takes a
+    notification away has no text, and is for whoever was shown it, whomever the campaign is for.
     `past`: pushes that count, of at least the rules' horizon. `message_id`: of a message that was kept already
-    (default: the occurrence's). `explain` holds every gate asked, in order; the first
+    (default: the occurrence's). `step`: what an alert's chain asks for; `device_id`: the device that shows what it goes
+    on with. `explain` holds every gate asked, in order; the first
     that does not pass is the last.
     """
     message_id = message_id or message_id_of(campaign, recipient.user_id, occurrence)
-    explain: list[Check] = []
+    explain = [gates.chain(step)] if step is not FIRST else []
+    away = step.action == "retract"
     for check in (
         gates.enabled(campaign),
-        *([gates.audience(campaign, recipient)] if campaign.audience != gates.EVERYONE else ()),
+        *([gates.audience(campaign, recipient)] if campaign.audience != gates.EVERYONE and not away else ()),
         gates.consent(recipient, consent_required),
         gates.device(recipient),
         gates.freshness(campaign, occurrence, now_ms),
@@ -111,7 +122,9 @@ def plan(
             assert check.reason is not None
             return Suppress(message_id, check.reason, _detail(check), tuple(explain))
 
-    text = render(compiled, recipient.locale, variables_of(campaign, recipient, occurrence))
+    text: Rendered | Aborted | Unrenderable = Rendered("", "")
+    if not away:
+        text = render(compiled, recipient.locale, variables_of(campaign, recipient, occurrence))
     content = _content(text)
     explain.append(content)
     if not isinstance(text, Rendered):
@@ -124,7 +137,8 @@ def plan(
 
     zone = zone_named(recipient.timezone, limits.quiet_hours.zone)
     key = content_key(campaign, text.title, text.body)
-    if not campaign.safety:
+    bound = step.sound and not campaign.safety
+    if bound:
         for check in _limits(limits, campaign, key, past, zone, now_ms):
             explain.append(check)
             if not check.passed:
@@ -139,16 +153,18 @@ def plan(
         ttl_seconds = min(ttl_seconds, (occurrence.valid_until - now_ms) // 1000)
     return Send(
         message_id=message_id,
-        device=recipient.devices[-1],
+        device=device_for(recipient, device_id),
         title=text.title,
         body=text.body,
         collapse_id=collapse_id_of(campaign, occurrence),
         ttl_seconds=ttl_seconds,
         expires_at=now_ms + ttl_seconds * 1000,
         explain=tuple(explain),
-        counts=not campaign.safety,
+        counts=bound,
         content_key=key,
-        zone=zone.key if _quiet_hours_bind(limits, campaign) else "",
+        zone=zone.key if step.sound and _quiet_hours_bind(limits, campaign) else "",
+        action=step.action or "show",
+        sound=step.sound,
     )
 
 
@@ -181,12 +197,6 @@ def message_id_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> s
     """The same for the same occurrence, so that the ledger holds one message at most."""
     month = month_of(occurrence.began_at or occurrence.occurred_at)
     return push_message_id(month, campaign.id, campaign.version, user_id, occurrence.id)
-
-
-def joined_ids_of(campaign: Campaign, user_id: str, occurrence: Occurrence) -> tuple[str, ...]:
-    """Under which other ids the user may have been told of it already, because of what the occurrence joined."""
-    earlier = (replace(occurrence, id=name, began_at=began_at) for name, began_at in occurrence.joined)
-    return tuple(message_id_of(campaign, user_id, one) for one in earlier)
 
 
 def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:

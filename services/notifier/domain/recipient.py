@@ -56,6 +56,11 @@ def drop_token(recipient: Recipient, token: str) -> Recipient:
     return recipient if len(kept) == len(recipient.devices) else msgspec.structs.replace(recipient, devices=kept)
 
 
+def device_for(recipient: Recipient, device_id: str) -> Device:
+    """The device of that id while it is the user's; else the one set last, of which there must be one."""
+    return next((d for d in recipient.devices if d.id == device_id), recipient.devices[-1])
+
+
 def _changes(known: Recipient, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
     match kind:
         case "stage_changed":

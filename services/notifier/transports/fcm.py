@@ -34,6 +34,8 @@ from services.notifier.transports.push import (
 )
 
 _MAX_TTL_SECONDS = 2_419_200
+SILENT = "silent"
+"""The Android channel of what makes no noise."""
 _THROTTLED_SECONDS = 60.0
 """FCM's advice where a 429 names no time."""
 _NO_CONNECTION = "client error (Connect)"
@@ -150,28 +152,43 @@ def _causes(error: PyreqwestError) -> list[str]:
 
 
 def message_body(push: Push, real_ms: int) -> bytes:
-    """The request's JSON. The collapse id is the same on both platforms, and replaces what is shown there."""
+    """The request's JSON. The collapse id is the same on both platforms, and replaces what is shown there.
+
+    Without sound it goes to the channel `silent` on Android, which the app makes with low importance (before Android 8
+    the priority does it), and as passive on iOS. What takes a notification away is data alone: FCM has no word for it,
+    so the app removes what it shows under the tag, on iOS under the identifier, which are both the collapse id.
+    """
     ttl = max(0, min(push.ttl_seconds, _MAX_TTL_SECONDS))
-    android: dict[str, Any] = {"priority": "HIGH" if push.high_priority else "NORMAL", "ttl": f"{ttl}s"}
-    apns = {
+    urgent = push.high_priority and push.sound
+    android: dict[str, Any] = {"priority": "HIGH" if urgent else "NORMAL", "ttl": f"{ttl}s"}
+    headers = {
         "apns-expiration": str(real_ms // 1000 + ttl) if ttl else "0",
-        "apns-priority": "10" if push.high_priority else "5",
+        "apns-priority": "10" if urgent else "5",
     }
+    data = {
+        **push.data,
+        "message_id": push.message_id,
+        "action": push.action,
+        "sound": "1" if push.sound else "0",
+        "expires_at": str(real_ms + ttl * 1000),
+    }
+    message: dict[str, Any] = {"token": push.token, "data": data, "android": android}
     if push.collapse_id:
-        android["collapse_key"] = push.collapse_id
-        android["notification"] = {"tag": push.collapse_id}
-        apns["apns-collapse-id"] = push.collapse_id
-    return msgspec.json.encode(
-        {
-            "message": {
-                "token": push.token,
-                "notification": {"title": push.title, "body": push.body},
-                "data": {**push.data, "message_id": push.message_id},
-                "android": android,
-                "apns": {"headers": apns},
-            }
-        }
-    )
+        data["collapse_id"] = android["collapse_key"] = headers["apns-collapse-id"] = push.collapse_id
+    if push.action == "retract":
+        headers["apns-push-type"] = "background"
+        aps: dict[str, Any] = {"content-available": 1}
+    else:
+        message["notification"] = {"title": push.title, "body": push.body}
+        shown = {"tag": push.collapse_id} if push.collapse_id else {}
+        if push.sound:
+            android["notification"] = {**shown, "sound": "default"}
+            aps = {"sound": "default"}
+        else:
+            android["notification"] = {**shown, "channel_id": SILENT, "notification_priority": "PRIORITY_LOW"}
+            aps = {"interruption-level": "passive"}
+    message["apns"] = {"headers": headers, "payload": {"aps": aps}}
+    return msgspec.json.encode({"message": message})
 
 
 def judge(status: int, answer: bytes, retry_after: float | None) -> Outcome | None:

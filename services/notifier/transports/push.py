@@ -6,9 +6,14 @@ from typing import Protocol
 
 import msgspec
 
+from services.notifier.domain.alert_chain import Action
+
 
 class Push(msgspec.Struct, frozen=True):
-    """One message to one device. A `ttl_seconds` of 0 means now or never; an empty `collapse_id`, none."""
+    """One message to one device. A `ttl_seconds` of 0 means now or never; an empty `collapse_id`, none.
+
+    `action`: show it, in place of what stands under the collapse id (`replace`: something should), or take that away
+    (`retract`: title and body are empty). Without `sound` the phone changes what it shows and makes no noise."""
 
     message_id: str
     token: str
@@ -18,6 +23,8 @@ class Push(msgspec.Struct, frozen=True):
     collapse_id: str
     ttl_seconds: int
     high_priority: bool
+    action: Action = "show"
+    sound: bool = True
 
 
 class Sent(msgspec.Struct, frozen=True):
