@@ -254,7 +254,7 @@ class Dispatcher:
         for check in (*meant, consent(recipient, self._book.consent_required), device(recipient)):
             if not check.passed:
                 return check.reason
-        chosen = device_for(recipient, "" if message.action == "show" else message.device_id)
+        chosen = device_for(recipient, message.action, message.device_id)
         message.device_id, message.token = chosen.id, chosen.token
         return None
 

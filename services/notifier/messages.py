@@ -98,8 +98,10 @@ _INSERT = (  # column names are the struct's own
     + ") ON CONFLICT (month, message_id) DO NOTHING RETURNING message_id"
 )
 _ATTEMPT = """
-UPDATE notifier.message m SET state = 'attempted', attempts = m.attempts + 1, attempted_at = $4, sound = n.sound
-FROM unnest($1::text[], $2::text[], $5::boolean[]) AS n(month, message_id, sound)
+UPDATE notifier.message m SET state = 'attempted', attempts = m.attempts + 1, attempted_at = $4, sound = n.sound,
+    device_id = n.device_id, token = n.token
+FROM unnest($1::text[], $2::text[], $5::boolean[], $6::text[], $7::text[])
+    AS n(month, message_id, sound, device_id, token)
 WHERE m.month = n.month AND m.message_id = n.message_id AND m.shard = ANY($3::int[]) AND m.state = 'intent'
 RETURNING m.message_id
 """
@@ -236,9 +238,17 @@ async def insert(connection: Connection, rows: list[Message]) -> set[str]:
 
 
 async def attempt(connection: Connection, rows: list[Message], shards: list[int], now_ms: int) -> set[str]:
-    """Note that these are about to be written to the wire; the ids that were still waiting for it."""
+    """Note that these are about to be written to the wire, and for which device; the ids that were still waiting for
+    it."""
     found = await connection.fetch(
-        _ATTEMPT, [r.month for r in rows], [r.message_id for r in rows], shards, now_ms, [r.sound for r in rows]
+        _ATTEMPT,
+        [r.month for r in rows],
+        [r.message_id for r in rows],
+        shards,
+        now_ms,
+        [r.sound for r in rows],
+        [r.device_id for r in rows],
+        [r.token for r in rows],
     )
     return {row["message_id"] for row in found}
 

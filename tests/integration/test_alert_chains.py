@@ -287,6 +287,35 @@ async def test_an_update_waits_for_what_is_on_the_wire_and_takes_its_place_if_th
     assert [tuple(row.values()) for row in rows] == [("a1#a1", "superseded", True), ("a1#a2", "", True)]
 
 
+async def test_what_is_on_a_phone_is_changed_there_and_what_comes_back_goes_to_the_newest(site: Site) -> None:
+    phones, told = Phones(), Told(site)
+    (user,) = users_of(0, 1)
+    await _member(site, told, 0, user, NEW_YORK)
+
+    async def then(count: int, device: str, name: str, before: str = "", **data: str) -> None:
+        """The user takes up another phone, and the chain goes on."""
+        if device:
+            phone = {"id": device, "type": "ios", "token": f"t-{device}"}
+            await site.feed(told.row(user, "device_set", {"device": phone}), shard=0)
+            await site.applied(0, told.seq, "notifier")
+        await _post(site, _alert(site, name, NEW_YORK, replaces=[before] if before else [], data=data))
+        await _expanded(site, running, count)
+
+    async with site.notifier(phones, context=True) as running:
+        await then(1, "", "a1")
+        await then(2, "second", "a2", "a1", headline="newer")
+        await then(3, "", "a3", "a2", message_type="Cancel")
+        await then(4, "", "a4", "a3")
+        await then(5, "third", "a5", "a4", headline="newest")
+    assert [(p.token, p.action) for p in phones.pushes] == [
+        (f"t-{user}", "show"),
+        (f"t-{user}", "replace"),
+        (f"t-{user}", "retract"),
+        ("t-second", "show"),
+        ("t-second", "replace"),
+    ]
+
+
 async def test_searched_cities_count_where_a_campaign_asks_for_them(site: Site) -> None:
     campaign = next(c for c in weather().campaigns if c.id == "severe_alert")
     assert isinstance(campaign.trigger, AlertTrigger)

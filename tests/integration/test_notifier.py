@@ -294,6 +294,7 @@ async def test_whoever_opted_out_while_a_message_waited_does_not_get_it(
         out: ("suppressed", "no_consent"), still: ("sent", ""),
     }  # fmt: skip
     assert [p.token for p in phones.pushes] == ["newer-token"]
+    assert [m["token"] for m in found if m["state"] == "sent"] == ["newer-token"], "kept is where it went"
     assert len(outcomes) == 2
 
 

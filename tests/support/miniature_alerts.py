@@ -87,7 +87,10 @@ class Alerts:
     def tell(self, user: str, kind: str, **payload: Any) -> None:
         """One row of the ledger, and of the audience where it is about a cohort."""
         seq = len(self.ledger) + 1
-        self.ledger.append({"shard": 0, "seq": seq, "user_id": user, "kind": kind, "payload": payload, "src": -1})
+        self.ledger.append(
+            {"shard": 0, "seq": seq, "user_id": user, "kind": kind, "payload": payload, "src": -1}
+            | {"recorded_at": self.clock.now}
+        )
         if kind.startswith("cohort"):
             key = (payload["city_id"], payload["relation"], user)
             self.members.pop(key, None)

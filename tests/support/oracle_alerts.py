@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from tests.support import model_alerts, oracle_context
 from tests.support.model_alerts import SEVERITIES, Act, Knowledge
 from tests.support.oracle_context import Standing, wants
-from tests.support.oracle_messages import Reader, message_id_of, verdict
+from tests.support.oracle_messages import message_id_of, verdict
 from tests.support.oracle_person import Book
+from tests.support.oracle_reader import Newest, Reader
 from tests.support.oracle_snapshot import Snapshot
 
 Row = dict[str, Any]
@@ -37,10 +38,10 @@ def check(snapshot: Snapshot) -> list[str]:
     of_user: defaultdict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
     for message in messages:
         of_user[message["campaign"], message["user_id"]][message["occurrence"]] = message
-    ledgers = ledgers_of(snapshot)
+    ledgers, newest = ledgers_of(snapshot), Newest(snapshot)
     began = {(run["campaign"], run["occurrence"]): run["began_at"] for run in runs.values()}
     for campaign in campaigns.values():
-        told = Told(snapshot, book, campaign, then, ledgers, of_user, began)
+        told = Told(snapshot, book, newest, campaign, then, ledgers, of_user, began)
         for page in pages:
             if page.run["campaign"] == campaign["id"]:
                 found += told.page(page)
@@ -97,18 +98,21 @@ class Told:
         self,
         snapshot: Snapshot,
         book: Book,
+        newest: Newest,
         campaign: Row,
         then: dict[int, Standing],
         ledgers: dict[int, Ledger],
         messages: dict[tuple[str, str], dict[str, Row]],
         began: dict[tuple[str, str], int],
     ) -> None:
-        self._salt, self._book, self._campaign = snapshot.salt, book, campaign
+        self._salt, self._book, self._campaign, self._newest = snapshot.salt, book, campaign, newest
         self._then, self._ledgers, self._messages, self._began = then, ledgers, messages, began
         self._runs = [r for r in snapshot.runs if r["campaign"] == campaign["id"] and r["context"] == "alert"]
         self._known: defaultdict[str, dict[str, Knowledge]] = defaultdict(dict)
         self._last: defaultdict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
         """By user and name of a chain, when the last message was planned, and why it was not sent."""
+        self._on: dict[tuple[str, str], str] = {}
+        """By user and name of a chain, the device that shows it, or was to."""
         self._unsure: set[str] = set()
         self._louder: set[str] = set()
         """Users whom something never reached that should have sounded: what took its place may do so instead."""
@@ -185,6 +189,7 @@ class Told:
             self._last[user][act.name] = (message["planned_at"], message["reason"] if unsent else "")
             if unsent:
                 continue
+            self._on[user, act.name] = message["device_id"]
             self._known[user].setdefault(act.name, Knowledge()).learns(act)
         return found
 
@@ -199,14 +204,15 @@ class Told:
     ) -> list[str]:
         run, name, campaign = page.run, message["message_id"], self._campaign
         known, tokens = reader.as_known(campaign), dict(reader.devices)
-        if act.action != "show" and message["device_id"] in tokens:  # it goes where its notification is
-            tokens[message["device_id"]] = tokens.pop(message["device_id"])
+        on = self._on.get((message["user_id"], act.name), "")
+        if act.action != "show" and on in tokens:  # it goes where its notification is
+            tokens[on] = tokens.pop(on)
         speaking = next((a for a in alerts if a.id == act.note.of), None)
         away = act.action == "retract"
         occurred = run["occurred_at"] if away or speaking is None else speaking.sent_at
         end = act.note.end if away or speaking is None else speaking.valid_until
         known = known._replace(devices=list(tokens.values()), meant=known.meant or away)
-        found = verdict(message, self._book, self._salt, campaign, known, occurred, end)
+        found = verdict(message, self._book, self._salt, campaign, known, self._newest, occurred, end)
         should: Row = {
             "action": act.action,
             "chain": act.name,

@@ -9,22 +9,13 @@ from typing import Any, NamedTuple
 from shared.contracts.events import FeedTime, decode_feed
 from tests.support import oracle_limits, oracle_moments
 from tests.support.oracle_person import Book, rfc3339
+from tests.support.oracle_reader import Known, Newest, Reader
 from tests.support.oracle_snapshot import Snapshot
 from tests.support.oracle_topics import Seen
 
 READ_WITHIN = 3_600_000
 """How long the notifier may take to notice that something is due, on a clock that runs two hundred times as fast."""
 TERMINAL = {"sent", "failed", "unknown", "suppressed", "held_out"}
-
-
-class Known(NamedTuple):
-    """A user as a gate sees them: tokens, the newest last; what they said of pushes; whether the campaign is for them,
-    and whether its text gives up because the city is theirs already."""
-
-    devices: list[str]
-    consent: bool | None
-    meant: bool = True
-    has_city: bool = False
 
 
 class Wanted(NamedTuple):
@@ -38,69 +29,16 @@ class Wanted(NamedTuple):
     off: bool | None = False
 
 
-class Reader:
-    """What the notifier may know of a user at one point of the feed."""
-
-    def __init__(self) -> None:
-        self.devices: dict[str, str] = {}
-        self.consent: bool | None = None
-        self.home: int | None = None
-        self.added: set[int] = set()
-        self.stage: str | None = None
-        self.pulse: str | None = None
-        self.segments: set[str] = set()
-
-    def takes(self, row: dict[str, Any]) -> None:
-        payload = row["payload"]
-        if row["kind"] == "device_set":
-            device = payload["device"]
-            self.devices = {i: t for i, t in self.devices.items() if i != device["id"] and t != device["token"]}
-            self.devices[device["id"]] = device["token"]
-        elif row["kind"] == "device_removed":
-            self.devices.pop(payload["device_id"], None)
-        elif row["kind"] == "consent_set" and "push" in payload:
-            self.consent = payload["push"]
-        elif row["kind"] == "cohort_entered" and payload["relation"] == "default":
-            self.home = payload["city_id"]
-        elif row["kind"] == "cohort_exited" and payload["relation"] == "default" and payload["city_id"] == self.home:
-            self.home = None
-        elif row["kind"] == "cohort_entered" and payload["relation"] == "added":
-            self.added.add(payload["city_id"])
-        elif row["kind"] == "cohort_exited" and payload["relation"] == "added":
-            self.added.discard(payload["city_id"])
-        elif row["kind"] == "stage_changed":
-            self.stage = payload["to"]
-        elif row["kind"] == "activity_changed":
-            self.pulse = payload["to"]
-        elif row["kind"] == "segment_entered":
-            self.segments.add(payload["segment"])
-        elif row["kind"] == "segment_exited":
-            self.segments.discard(payload["segment"])
-
-    def as_known(self, campaign: dict[str, Any], city: int | None = None) -> Known:
-        asked = campaign.get("audience", {})
-        meant = (
-            (not asked.get("stage") or self.stage in asked["stage"])
-            and (not asked.get("activity") or self.pulse in asked["activity"])
-            and (not asked.get("segment") or any(s in self.segments for s in asked["segment"]))
-            and not any(s in self.segments for s in asked.get("not_segment", []))
-        )
-        texts = [text for one in campaign.get("templates", {}).values() for text in one.values()]
-        gives_up = any("city.theirs" in text and "abort_message" in text for text in texts)
-        has_city = gives_up and city is not None and city in {self.home, *self.added}
-        return Known(list(self.devices.values()), self.consent, meant, has_city)
-
-
 def check(snapshot: Snapshot, repeated_sends: int = 0, unknown: int = 0) -> list[str]:
     """`repeated_sends`: how many pushes may have arrived twice; `unknown`: how many may have no known outcome."""
-    newest = Book(max(snapshot.rules), snapshot.rules[max(snapshot.rules)])
+    book, newest = Book(max(snapshot.rules), snapshot.rules[max(snapshot.rules)]), Newest(snapshot)
     kept = {m["message_id"]: m for m in snapshot.messages if not m["run_id"]}
-    expected = _expected(snapshot, newest)
+    expected = _expected(snapshot, book)
     found = [f"message {i} is missing: {expected[i]}" for i in sorted(expected.keys() - kept.keys())]
     unasked = sorted(kept.keys() - expected.keys())
     found += [f"message {i} should not be: nothing in the ledger asks for it" for i in unasked]
     for message_id in sorted(expected.keys() & kept.keys()):
-        found += _judged(kept[message_id], newest, snapshot.salt, expected[message_id])
+        found += _judged(kept[message_id], book, snapshot.salt, expected[message_id], newest)
     found += _outcomes(snapshot)
     if snapshot.pushes is not None:
         found += _arrived(snapshot, repeated_sends)
@@ -160,14 +98,14 @@ def message_id_of(campaign: dict[str, Any], user_id: str, occurrence: str, at: i
     return f"{moment[2:4]}{moment[5:7]}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
 
 
-def _judged(message: dict[str, Any], book: Book, salt: str, wanted: Wanted) -> list[str]:
+def _judged(message: dict[str, Any], book: Book, salt: str, wanted: Wanted, newest: Newest) -> list[str]:
     row, name = wanted.row, message["message_id"]
     found = [] if wanted.due is None else _waited(message, wanted)
     if not found and message["state"] != "waiting" and message["reason"] != "called_off":
         since = wanted.due or row["occurred_at"]
         # a message that waited for its delay alone was not held, and so was judged once
         judged = message | {"release_at": 0} if message.get("release_at") == wanted.due else message
-        several = [verdict(judged, book, salt, wanted.campaign, known, since) for known in wanted.known]
+        several = [verdict(judged, book, salt, wanted.campaign, known, newest, since) for known in wanted.known]
         found = min(several, key=len)
     if (message["cause_seq"], message["cause_src"]) != (row["seq"], row["src"]):
         found = [*found, f"message {name} names {message['cause_seq']} as its cause, not {row['seq']}"]
@@ -192,11 +130,12 @@ def verdict(
     salt: str,
     campaign: dict[str, Any],
     known: Known,
+    newest: Newest,
     occurred_at: int,
     valid_until: int | None = None,
 ) -> list[str]:
     """Whether the message became what every gate, asked again, makes of it."""
-    devices, consent, meant, has_city = known
+    devices, consent, meant, has_city, seq = known
     percent = 0.0 if campaign.get("safety") else campaign.get("holdout_percent", 0.0)
     draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{message['user_id']}".encode(), digest_size=8).digest()
     should: tuple[str, str]
@@ -230,7 +169,7 @@ def verdict(
     found = []
     if not fits:
         found.append(f"message {message['message_id']} is {state} {reason}, should be {should}")
-    if should[0] == "sent" and state == "sent" and message["attempts"] == 1 and message["token"] != devices[-1]:
+    if should[0] == state == "sent" and message["token"] not in (devices[-1], *newest.until_sent(message, seq)):
         found.append(f"message {message['message_id']} went to {message['token']}, not to {devices[-1]}")
     return found
 
@@ -262,6 +201,7 @@ def _arrived(snapshot: Snapshot, repeated_sends: int) -> list[str]:
     assert snapshot.pushes is not None
     arrived = Counter(p["data"].get("message_id") for p in snapshot.pushes)
     shown = {(p["data"].get("message_id"), p["collapse_id"]) for p in snapshot.pushes}
+    phones = {(p["data"].get("message_id"), p["token"]) for p in snapshot.pushes}
     found = []
     for message in snapshot.messages:
         if arrived[message["message_id"]] > message["attempts"]:
@@ -272,6 +212,8 @@ def _arrived(snapshot: Snapshot, repeated_sends: int) -> list[str]:
         times = arrived.pop(message["message_id"], 0)
         if message["state"] == "sent" and times == 0:
             found.append(f"message {message['message_id']} is sent and never arrived")
+        elif message["state"] == "sent" and (message["message_id"], message["token"]) not in phones:
+            found.append(f"message {message['message_id']} went to {message['token']}, and arrived elsewhere")
         elif message["state"] in ("suppressed", "held_out", "failed") and times:
             found.append(f"message {message['message_id']} is {message['state']}, and arrived")
         elif times > 1:

@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo
 
 from tests.support.oracle_alerts import ledgers_of, pages_of
 from tests.support.oracle_context import cities_of, instant, places
-from tests.support.oracle_messages import Reader, message_id_of, verdict
+from tests.support.oracle_messages import message_id_of, verdict
 from tests.support.oracle_person import Book
+from tests.support.oracle_reader import Newest, Reader
 from tests.support.oracle_snapshot import Snapshot
 
 LEEWAY = 60_000
@@ -46,7 +47,7 @@ def check(snapshot: Snapshot) -> list[str]:
         for (user, campaign, occurrence), several in messages.items()
         if max(Counter(m["campaign_version"] for m in several).values()) > 1
     ]
-    forecasts, ledgers = _forecasts(snapshot), ledgers_of(snapshot)
+    forecasts, ledgers, newest = _forecasts(snapshot), ledgers_of(snapshot), Newest(snapshot)
     audience: dict[tuple[str, str], list[Told]] = defaultdict(list)
     for page, upto in pages_of(snapshot, runs, found, _place):
         run, ledger = runs[page["run_id"]], ledgers[page["shard"]]
@@ -63,7 +64,8 @@ def check(snapshot: Snapshot) -> list[str]:
                 audience[run["run_id"], user].append(Told(reader, entered, holds))
     for message in (m for several in messages.values() for m in several):
         run = runs[message["run_id"]]
-        found += _message(message, run, audience[run["run_id"], message["user_id"]], campaigns, book, snapshot.salt)
+        met = audience[run["run_id"], message["user_id"]]
+        found += _message(message, run, met, campaigns, book, snapshot.salt, newest)
     return found
 
 
@@ -162,6 +164,7 @@ def _message(
     campaigns: dict[str, dict[str, Any]],
     book: Book,
     salt: str,
+    newest: Newest,
 ) -> list[str]:
     campaign, name = campaigns[run["campaign"]], message["message_id"]
     whose = next((told for told in met if told.entered == message["cause_seq"]), None)
@@ -170,7 +173,7 @@ def _message(
     ends = [end for end in (*whose.holds, run["valid_until"]) if end is not None]
     valid_until = min(ends)
     known = whose.reader.as_known(campaign)
-    found = verdict(message, book, salt, campaign, known, run["occurred_at"], valid_until)
+    found = verdict(message, book, salt, campaign, known, newest, run["occurred_at"], valid_until)
     if message["campaign_version"] == campaign.get("version", 1):
         should = message_id_of(campaign, message["user_id"], run["occurrence"], run["began_at"])
         if name != should:

@@ -181,10 +181,13 @@ def test_the_default_city_is_named_first_and_only_relations_that_are_asked_for_c
 
 
 def test_an_update_goes_to_the_device_that_shows_what_it_replaces() -> None:
+    """What comes back after its end replaces nothing, and goes where anything else would."""
     old, new = Device("d-1", "ios", "t-1"), Device("d-2", "ios", "t-2")
-    assert device_for(Recipient("u", (old, new)), "d-1") is old
-    assert device_for(Recipient("u", (old, new)), "d-gone") is new
-    assert device_for(Recipient("u", (old, new)), "") is new
+    user = Recipient("u", (old, new))
+    for action in ("replace", "retract"):
+        assert device_for(user, action, "d-1") is old
+        assert device_for(user, action, "d-gone") is new
+    assert device_for(user, "show", "d-1") is new
 
 
 def message(number: int, *, sound: bool, action: Any = "replace") -> Message:

@@ -14,6 +14,7 @@ from services.notifier.context import handler
 from services.notifier.domain import alert_chain, gates, plan
 from services.notifier.domain.alert_chain import Step
 from services.notifier.domain.gates import Check
+from services.notifier.domain.recipient import device_for
 from services.notifier.runs import Runs
 from shared.gazetteer import load
 from tests.support import oracle_alerts
@@ -209,6 +210,34 @@ def test_a_planted_defect_is_found(defect: Defect, said: str, monkeypatch: pytes
     defect(monkeypatch)
     found = oracle_alerts.check(two_storms(monkeypatch).snapshot())
     assert any(said in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("always", "wrong"),
+    [("newest", "of a2 went to t-second, not to t-anna"), ("there", "of a3 went to t-anna, not to t-second")],
+)
+def test_what_goes_to_the_wrong_device_is_found(always: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change goes to the device that shows what changes, whatever comes back to the newest one."""
+
+    def chain() -> tuple[list[str], dict[str, str]]:
+        world = Alerts(weather(), monkeypatch)
+        world.user("anna", ("default", CHICAGO))
+        world.alert("a1", CHICAGO)
+        world.work()
+        world.tell("anna", "device_set", device={"id": "second", "type": "ios", "token": "t-second"})
+        for name, city, before in (("a2", NEW_YORK, "a1"), ("a3", CHICAGO, "a2")):
+            world.clock.now += 1000
+            world.alert(name, city, replaces=[before], sent_ago=0)
+            world.work()
+        names = {m["message_id"]: f"of {m['occurrence'].partition('#')[2]}" for m in world.messages.values()}
+        return oracle_alerts.check(world.snapshot()), names
+
+    assert chain()[0] == []
+    aim = device_for
+    patched = {"newest": lambda who, _, device: aim(who, "show", device), "there": lambda who, _, d: aim(who, "", d)}
+    monkeypatch.setattr(plan, "device_for", patched[always])
+    found, names = chain()
+    assert any(wrong in one.replace(f"message {i}", of) for one in found for i, of in names.items()), found
 
 
 def test_a_message_that_was_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

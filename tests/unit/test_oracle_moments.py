@@ -40,7 +40,7 @@ class Scene:
         at, seq = T0 + round(minute * MINUTE), len(self.ledger) + 1
         self.ledger.append(
             {"shard": 0, "seq": seq, "user_id": "u", "kind": kind, "payload": payload, "occurred_at": at, "src": seq}
-            | {"cause_id": f"m{seq}"}
+            | {"cause_id": f"m{seq}", "recorded_at": at}
         )
         return self
 
@@ -55,28 +55,39 @@ class Scene:
         return self
 
     def made(
-        self, campaign: dict[str, Any], occurrence: str, seq: int, minute: float, state: str, reason: str = ""
-    ) -> Scene:
-        """A message of what row `seq` told, judged at that minute."""
-        row = self.ledger[seq - 1]
+        self, campaign: dict[str, Any], occurrence: str, seq: int, minute: float, state: str, reason: str = "",
+        token: str = "t", sent: float = 0.0,
+    ) -> Scene:  # fmt: skip
+        """A message of what row `seq` told, judged at that minute, and sent at another if it had to wait."""
+        row, sent_at = self.ledger[seq - 1], T0 + round((sent or minute) * MINUTE)
+        delay = campaign["trigger"].get("delay_minutes")
         self.messages.append({
             "message_id": message_id_of(campaign, "u", occurrence, row["occurred_at"]), "user_id": "u", "run_id": "",
             "campaign": campaign["id"], "state": state, "reason": reason, "planned_at": T0 + round(minute * MINUTE),
-            "cause_seq": seq, "cause_src": row["src"], "attempts": 1, "token": "t", "shard": 0,
-                "release_at": row["occurred_at"] + 60 * MINUTE,
+            "cause_seq": seq, "cause_src": row["src"], "attempts": 1, "token": token, "shard": 0,
+            "release_at": row["occurred_at"] + delay * MINUTE if delay else 0,
+            "attempted_at": sent_at,
         })  # fmt: skip
         return self
 
     def found(self) -> list[str]:
         rules = {"stages": [], "rates": {}, "activity": {}, "signals": {}, "campaigns": [SEARCHED, KEEN, AT_ONCE]}
         outcomes = [
-            {"message_id": m["message_id"], "outcome": m["state"]} for m in self.messages if m["state"] != "waiting"
+            {"message_id": m["message_id"], "outcome": m["state"], "recorded_at": m["attempted_at"]}
+            for m in self.messages
+            if m["state"] != "waiting"
         ]
         snapshot = Snapshot(
             1, {1: rules}, salt="s", ledger=self.ledger, feed={0: self.feed}, messages=self.messages,
             outcome_rows=outcomes, times=[{"shard": 0, "watermark": self.watermark}],
         )  # fmt: skip
         return oracle_messages.check(snapshot)
+
+
+def newer(minute: float) -> Scene:
+    """Something happens, and then the user has another phone."""
+    phone = {"id": "d2", "type": "ios", "token": "t2"}
+    return Scene().event(0, "C", size="m").tells(minute, "device_set", device=phone)
 
 
 def searched() -> Scene:
@@ -113,6 +124,8 @@ RIGHT: dict[str, Scene] = {
     ),
     "at once": Scene().event(0, "C", size="m").made(AT_ONCE, "moment:C:m2", 2, 0, "sent"),
     "of another size": Scene().event(0, "C", size=True),
+    "aimed again": newer(1).made(AT_ONCE, "moment:C:m2", 2, 0, "sent", token="t2", sent=2),
+    "not heard of in time": newer(1).made(AT_ONCE, "moment:C:m2", 2, 0, "sent", sent=2),
 }  # fmt: skip
 WRONG: dict[str, tuple[Scene, str]] = {
     "missing": (searched().time(60), "is missing"),
@@ -135,6 +148,13 @@ WRONG: dict[str, tuple[Scene, str]] = {
             KEEN, f"segment_entered:keen:{T0}", 2, 60, "sent"
         ),
         "should be called off",
+    ),
+    "aimed again without need": (newer(0).made(AT_ONCE, "moment:C:m2", 2, 0, "sent", token="t2"), "went to t2, not to t"),
+    "aimed at what came later": (
+        newer(3).made(AT_ONCE, "moment:C:m2", 2, 0, "sent", token="t2", sent=2), "went to t2, not to t",
+    ),
+    "aimed at what was": (
+        newer(-1).event(0, "C", size="m").made(AT_ONCE, "moment:C:m4", 4, 0, "sent", sent=2), "went to t, not to t2",
     ),
     "forgotten": (
         Scene().event(-90, "A", 7).time(60).made(SEARCHED, "moment:A:m2", 2, 0, "waiting"), "is still waiting",

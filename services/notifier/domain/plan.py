@@ -94,17 +94,16 @@ def plan(
     """Decide, in the order: enabled, audience, consent, device, freshness, validity, content, holdout, caps, gap,
     repeat, quiet hours, sunset; the audience and the last five where the rules declare them.
 
-    One message per user, to the device that shows what it goes on with, else to the one set last: a user with a phone
-    and a tablet is told once.
+    One message per user, to the device that shows what it replaces or takes away, else to the one set last: a user with
+    a phone and a tablet is told once.
     Safety campaigns are never held out, and none of the last five binds them; every other gate does. The holdout
     comes before what depends on earlier pushes, which those held out have fewer of: up to there they are like those
     sent in every respect, and whoever is stopped behind it still counts as treated.
     What is silent on the phone disturbs nobody: no limit binds it either, and it uses none up. What takes a
     notification away has no text, and is for whoever was shown it, whomever the campaign is for.
     `past`: pushes that count, of at least the rules' horizon. `message_id`: of a message that was kept already
-    (default: the occurrence's). `step`: what an alert's chain asks for; `device_id`: the device that shows what it goes
-    on with. `explain` holds every gate asked, in order; the first
-    that does not pass is the last.
+    (default: the occurrence's). `step`: what an alert's chain asks for; `device_id`: the device that shows what it
+    may go on with. `explain` holds every gate asked, in order; the first that does not pass is the last.
     """
     message_id = message_id or message_id_of(campaign, recipient.user_id, occurrence)
     explain = [gates.chain(step)] if step is not FIRST else []
@@ -153,7 +152,7 @@ def plan(
         ttl_seconds = min(ttl_seconds, (occurrence.valid_until - now_ms) // 1000)
     return Send(
         message_id=message_id,
-        device=device_for(recipient, device_id),
+        device=device_for(recipient, step.action or "show", device_id),
         title=text.title,
         body=text.body,
         collapse_id=collapse_id_of(campaign, occurrence),

@@ -56,9 +56,11 @@ def drop_token(recipient: Recipient, token: str) -> Recipient:
     return recipient if len(kept) == len(recipient.devices) else msgspec.structs.replace(recipient, devices=kept)
 
 
-def device_for(recipient: Recipient, device_id: str) -> Device:
-    """The device of that id while it is the user's; else the one set last, of which there must be one."""
-    return next((d for d in recipient.devices if d.id == device_id), recipient.devices[-1])
+def device_for(recipient: Recipient, action: str, device_id: str) -> Device:
+    """Where a push goes: what is shown, to the device set last, of which there must be one; what replaces or takes away
+    what `device_id` shows, to that one while it is the user's."""
+    goes_on = () if action == "show" else (d for d in recipient.devices if d.id == device_id)
+    return next(iter(goes_on), recipient.devices[-1])
 
 
 def _changes(known: Recipient, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
