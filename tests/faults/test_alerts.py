@@ -120,6 +120,13 @@ async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
         rig = await stack.enter_async_context(installed(home / "home", env={"PERENNIAL_SEGMENTER_FAULT": POISON}))
         targets = {job: rig.status[job] for job in JOBS}
         watching = await stack.enter_async_context(prometheus.running(home / "watching", targets, TIMES))
+
+        async def unseen() -> str:
+            found = await watching.value("sum(perennial_working)")
+            return "" if found == len(JOBS) else f"Prometheus has seen {found:g} services at work"
+
+        # what was counted before it looked first is no increase to it
+        await eventually(unseen, PATIENCE_SECONDS)
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)))
         yield Scene(rig, watching, http)
 
