@@ -180,6 +180,8 @@ def _trigger_routes(
                 f"campaign {campaign_id!r} waits for something that happens; only one with a schedule can be triggered"
             )
             raise ApiError(409, "not_triggerable", message)
+        if not _known(book, campaign_id).campaign.enabled:
+            raise ApiError(409, "paused", f"campaign {campaign_id!r} is paused: `enabled: false` in the pack")
         if not idempotency_key or len(idempotency_key) > MAX_KEY_CHARS or "\x00" in idempotency_key:
             message = f"the header Idempotency-Key must be given, with 1 to {MAX_KEY_CHARS} characters"
             raise ApiError(400, "idempotency_key_required", message)

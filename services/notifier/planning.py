@@ -20,7 +20,7 @@ from services.notifier.domain.alert_chain import Step, Update
 from services.notifier.domain.campaign import Occurrence, calls_off, city_facts, key_of, matches, occurrence_of
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
-from services.notifier.domain.plan import FIRST, Send, message_id_of, plan
+from services.notifier.domain.plan import FIRST, Send, Texts, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
 from services.notifier.exposures import Session
 from services.notifier.history import Key
@@ -39,7 +39,7 @@ class Draft:
     `rules`: the definitions it is planned by, whatever comes into force meanwhile. `follows`: by id of a message of a
     chain of alerts, the id of the one that is out of date if it has not gone out by then. `past`: pushes that count,
     by user. `kept`: which of the batch's messages there are already. `waiting`: messages that have to wait, by user, of
-    those whom a row of the batch may call one off for."""
+    those whom a row of the batch may call one off for. `texts`: by run and city, what was said of it so far."""
 
     rules: Definitions
     recipients: dict[Key, Recipient | None] = field(default_factory=dict)
@@ -52,6 +52,7 @@ class Draft:
     past: dict[Key, list[Past]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     waiting: dict[Key, list[Held]] = field(default_factory=dict)
+    texts: dict[tuple[str, int], Texts] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):
@@ -180,7 +181,9 @@ class Planner:
         message_id = message_id_of(active.campaign, user_id, occurrence)
         if message_id in draft.ids or message_id in draft.kept:
             return
-        message = self._judged(draft, active, recipient, occurrence, shard, message_id, update)
+        # whoever a run meets in the same city is told the same
+        texts = draft.texts.setdefault((cause.run_id, cause.city_id), {}) if cause.city_id else None
+        message = self._judged(draft, active, recipient, occurrence, shard, message_id, update, texts=texts)
         if update is not None and _said(message, update, not_sent):
             return
         cause.note(message)
@@ -224,6 +227,7 @@ class Planner:
         message_id: str,
         update: Update | None = None,
         step: Step = FIRST,
+        texts: Texts | None = None,
     ) -> Message:
         shown = update.shown if update is not None else None
         step = update.step if update is not None else step
@@ -241,6 +245,7 @@ class Planner:
             message_id,
             step,
             shown.device_id if shown is not None else "",
+            texts,
         )
         if isinstance(verdict, Send) and verdict.counts and rules.history_days:
             reserved = Past(verdict.message_id, PENDING, active.campaign.category, verdict.content_key)

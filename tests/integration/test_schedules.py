@@ -392,7 +392,8 @@ async def test_a_day_in_seconds_misses_nothing_and_doubles_nothing(site: Site) -
 async def test_a_campaign_is_set_going_by_hand_once_for_a_key(site: Site) -> None:
     """Wherever it is not seven, too; where it is told of a forecast, only in cities that have one."""
     site.move_time(_at(15))
-    await site.install(msgspec.structs.replace(_rules(), campaigns=[*_rules().campaigns, *weather().campaigns]))
+    paused = msgspec.structs.replace(_rules().campaigns[0], id="paused", enabled=False)
+    await site.install(msgspec.structs.replace(_rules(), campaigns=[*_rules().campaigns, paused, *weather().campaigns]))
     phones, told = Phones(), Told(site)
     near, far = users_of(0, 2)
     await _lives(site, told, near, ("default", NEW_YORK))
@@ -427,6 +428,7 @@ async def test_a_campaign_is_set_going_by_hand_once_for_a_key(site: Site) -> Non
         async with http:
             assert (await call())[0] == 400
             assert (await call("welcome", Idempotency_Key="k"))[0] == 409
+            assert (await call("paused", Idempotency_Key="k"))[0] == 409
             assert (await call("nothing", Idempotency_Key="k"))[0] == 404
             assert (await call(body={"areas": [{"city": "Nowhere at all"}]}, Idempotency_Key="k"))[0] == 422
             assert (await call(Idempotency_Key="early"))[0] == 202

@@ -17,7 +17,7 @@ from services.notifier.domain.campaign import (
 )
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past, content_key
 from services.notifier.domain.gates import Reason
-from services.notifier.domain.personalise import compile_templates
+from services.notifier.domain.personalise import Rendered, compile_templates
 from services.notifier.domain.plan import (
     MAX_COLLAPSE_BYTES,
     Defer,
@@ -313,3 +313,26 @@ def test_a_later_message_of_the_same_chain_replaces_the_first_on_screen() -> Non
     assert isinstance(second, Send)
     assert first.message_id != second.message_id
     assert first.collapse_id == second.collapse_id
+
+
+def test_a_text_is_made_once_for_all_who_are_told_the_same_in_one_language() -> None:
+    """Unless it names the user, or whether the city is theirs: what one is told must not reach another."""
+    french = msgspec.structs.replace(USER, user_id="u2", locale="fr")
+    silent = msgspec.structs.replace(USER, user_id="u3", stage="silent")
+    here = msgspec.structs.replace(USER, user_id="u4", default_city=7)
+    city = "{% if city.theirs %}yours{% else %}not yours{% endif %}"
+    for body, told, made in (
+        ("To {{ change.to }}", ["To activated", "Oui", "To activated", "To activated"], 3),
+        ("{{ user.stage }}", ["activated", "Oui", "silent", "activated"], 0),
+        (city, ["not yours", "Oui", "not yours", "yours"], 3),
+    ):
+        c = campaign(body)
+        c = msgspec.structs.replace(c, templates=c.templates | {"fr": Template("Salut", "Oui")})
+        compiled, texts = compile_templates(c), dict[Any, Any]()
+        one = msgspec.structs.replace(occurrence(), variables=occurrence().variables | {"city": {"id": 7}})
+        found = [plan(c, user, one, NOW, "salt", compiled, texts=texts) for user in (USER, french, silent, here)]
+        assert [verdict.body for verdict in found if isinstance(verdict, Send)] == told
+        assert len(texts) == made
+        texts |= dict.fromkeys(texts, Rendered("Made", "before"))
+        again = plan(c, USER, one, NOW, "salt", compiled, texts=texts)
+        assert isinstance(again, Send) and again.body == ("before" if made else told[0])

@@ -15,10 +15,12 @@ from shared.contracts.rules import Campaign
 
 
 class Compiled(msgspec.Struct, frozen=True):
-    """A campaign version's templates, parsed once: locale in lower case → (title, body)."""
+    """A campaign version's templates, parsed once: locale in lower case → (title, body). `personal`: some of them name
+    `user`, so that of two who are told of the same thing in one language each may be told something else."""
 
     templates: dict[str, tuple[BoundTemplate, BoundTemplate]]
     fallback: tuple[str, ...]
+    personal: bool
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -36,6 +38,9 @@ class Unrenderable(msgspec.Struct, frozen=True):
     """The template failed on these variables: a limit, a filter, or nothing to show."""
 
     reason: str
+
+
+Text = Rendered | Aborted | Unrenderable
 
 
 def chain(locale: str) -> tuple[str, ...]:
@@ -57,10 +62,11 @@ def compile_templates(campaign: Campaign) -> Compiled:
     fallback = tuple(name for name in chain(campaign.locale) if name in templates)
     if not fallback:
         raise ValueError(f"campaign {campaign.id} has no template for its own locale {campaign.locale}")
-    return Compiled(templates, fallback)
+    personal = any("user" in template.global_variables() for both in templates.values() for template in both)
+    return Compiled(templates, fallback, personal)
 
 
-def render(compiled: Compiled, locale: str | None, variables: Mapping[str, Any]) -> Rendered | Aborted | Unrenderable:
+def render(compiled: Compiled, locale: str | None, variables: Mapping[str, Any]) -> Text:
     """Title and body in the first locale of: the user's, its parents, the campaign's.
 
     A template is data: whatever it raises is an answer, never an error of ours. The title is one line; both

@@ -15,7 +15,7 @@ from services.notifier.domain.alert_chain import Action, Step
 from services.notifier.domain.campaign import Occurrence
 from services.notifier.domain.frequency_cap import Past, content_key
 from services.notifier.domain.gates import Check, Reason
-from services.notifier.domain.personalise import Aborted, Compiled, Rendered, Unrenderable, render
+from services.notifier.domain.personalise import Aborted, Compiled, Rendered, Text, Unrenderable, render
 from services.notifier.domain.quiet_hours import zone_named
 from services.notifier.domain.recipient import Recipient, device_for
 from shared.contracts.events import Device
@@ -71,6 +71,8 @@ class HeldOut(msgspec.Struct, frozen=True):
     explain: tuple[Check, ...]
 
 
+Texts = dict[tuple[str | None, bool], Text]
+"""What was said of one occurrence in one city: by locale, and by whether the city is the user's."""
 Verdict = Send | Defer | Suppress | HeldOut
 _NO_LIMITS = Limits()
 FIRST = Step("show", True, "first")
@@ -90,6 +92,7 @@ def plan(
     message_id: str = "",
     step: Step = FIRST,
     device_id: str = "",
+    texts: Texts | None = None,
 ) -> Verdict:
     """Decide, in the order: enabled, audience, consent, device, freshness, validity, content, holdout, caps, gap,
     repeat, quiet hours, sunset; the audience and the last five where the rules declare them.
@@ -103,7 +106,8 @@ def plan(
     notification away has no text, and is for whoever was shown it, whomever the campaign is for.
     `past`: pushes that count, of at least the rules' horizon. `message_id`: of a message that was kept already
     (default: the occurrence's). `step`: what an alert's chain asks for; `device_id`: the device that shows what it
-    may go on with. `explain` holds every gate asked, in order; the first that does not pass is the last.
+    may go on with. `texts`: those made of the very same occurrence for others; looked at, and added to, where templates
+    do not name the user. `explain` holds every gate asked, in order; the first that does not pass is the last.
     """
     message_id = message_id or message_id_of(campaign, recipient.user_id, occurrence)
     explain = [gates.chain(step)] if step is not FIRST else []
@@ -121,9 +125,7 @@ def plan(
             assert check.reason is not None
             return Suppress(message_id, check.reason, _detail(check), tuple(explain))
 
-    text: Rendered | Aborted | Unrenderable = Rendered("", "")
-    if not away:
-        text = render(compiled, recipient.locale, variables_of(campaign, recipient, occurrence))
+    text = Rendered("", "") if away else _text(campaign, recipient, occurrence, compiled, texts)
     content = _content(text)
     explain.append(content)
     if not isinstance(text, Rendered):
@@ -205,6 +207,18 @@ def collapse_id_of(campaign: Campaign, occurrence: Occurrence) -> str:
     return f"{head}.{hashlib.blake2b(shown.encode(), digest_size=12).hexdigest()}"
 
 
+def _text(
+    campaign: Campaign, recipient: Recipient, occurrence: Occurrence, compiled: Compiled, texts: Texts | None
+) -> Text:
+    variables = variables_of(campaign, recipient, occurrence)
+    if texts is None or compiled.personal:
+        return render(compiled, recipient.locale, variables)
+    key = recipient.locale, bool(variables.get("city", {}).get("theirs"))
+    if key not in texts:
+        texts[key] = render(compiled, recipient.locale, variables)
+    return texts[key]
+
+
 def variables_of(campaign: Campaign, recipient: Recipient, occurrence: Occurrence) -> dict[str, Any]:
     """What the templates see: the names of `campaign.known_variables`."""
     told = occurrence.variables
@@ -225,7 +239,7 @@ def variables_of(campaign: Campaign, recipient: Recipient, occurrence: Occurrenc
     }
 
 
-def _content(text: Rendered | Aborted | Unrenderable) -> Check:
+def _content(text: Text) -> Check:
     match text:
         case Rendered():
             return Check("content", True, {"title": text.title, "body": text.body})
