@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from services.notifier.domain.alert_chain import InForce, Shown, Told
 from shared.data.db import Connection, Pool
@@ -122,8 +123,13 @@ async def stories(
     for row in await pool.fetch(_SHOWN, shards, users, list(chain.names), chain.months, campaign):
         key = (row["shard"], row["user_id"])
         not_sent[key] = row["reason"] if row["state"] == "suppressed" else ""
-        if row["state"] not in _NOT_SHOWN:
-            shown[key][row["chain"]] = _shown(row, ttl_seconds)
+        if row["state"] in _NOT_SHOWN:
+            continue
+        one, before = _shown(row, ttl_seconds), shown[key].get(row["chain"])
+        if one.state == "held" and before is not None:
+            # until it goes out the phone shows what came before it; what comes next takes its place
+            one = replace(before, message_id=one.message_id)
+        shown[key][row["chain"]] = one
     return {key: Story(tuple(shown[key].values()), reason) for key, reason in not_sent.items()}
 
 

@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.5
 _ROW = (
     "m.month, m.message_id, m.shard, m.user_id, m.campaign, m.campaign_version, m.occurrence, m.state, m.planned_at,"
     " m.cause_gen, m.cause_seq, m.cause_src, m.run_id, m.on_unknown, m.category, m.release_at, m.held, m.explain,"
-    " m.city_id, m.chain, m.action, m.sound, m.told"
+    " m.city_id, m.chain, m.action, m.sound, m.told, m.device_id"
 )
 _DUE = f"""
 SELECT {_ROW}, ({CONCERNED}) AS concerned, r.context = 'forecast' AS foretold, r.valid_until, m.chain <> '' AND EXISTS (

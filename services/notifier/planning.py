@@ -20,7 +20,7 @@ from services.notifier.domain.alert_chain import Step, Update
 from services.notifier.domain.campaign import Occurrence, calls_off, city_facts, key_of, matches, occurrence_of
 from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
-from services.notifier.domain.plan import FIRST, Send, Texts, message_id_of, plan
+from services.notifier.domain.plan import FIRST, Defer, Send, Texts, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
 from services.notifier.exposures import Session
 from services.notifier.history import Key
@@ -205,7 +205,9 @@ class Planner:
             draft.released.append(not_sent(old, Reason.LEFT_AUDIENCE, self._clock.now_ms()))
         else:
             step = Step(old.action, old.sound, "held") if old.chain else FIRST
-            message = self._judged(draft, active, recipient, held.occurrence, old.shard, old.message_id, step=step)
+            message = self._judged(
+                draft, active, recipient, held.occurrence, old.shard, old.message_id, step=step, device_id=old.device_id
+            )
             message.chain, message.told = old.chain, old.told
             Cause(old.cause_gen, old.cause_seq, old.cause_src, old.run_id, old.city_id).note(message)
             message.release_at = message.release_at or old.release_at
@@ -228,9 +230,10 @@ class Planner:
         update: Update | None = None,
         step: Step = FIRST,
         texts: Texts | None = None,
+        device_id: str = "",
     ) -> Message:
-        shown = update.shown if update is not None else None
-        step = update.step if update is not None else step
+        if update is not None:
+            step, device_id = update.step, update.shown.device_id if update.shown is not None else ""
         now, rules, key = self._clock.now_ms(), draft.rules, (shard, recipient.user_id)
         verdict = plan(
             active.campaign,
@@ -244,7 +247,7 @@ class Planner:
             draft.past.get(key, ()),
             message_id,
             step,
-            shown.device_id if shown is not None else "",
+            device_id,
             texts,
         )
         if isinstance(verdict, Send) and verdict.counts and rules.history_days:
@@ -254,6 +257,8 @@ class Planner:
             verdict, active.campaign, shard=shard, user_id=recipient.user_id, occurrence=occurrence, now_ms=now
         )
         message.action, message.sound = step.action or "show", step.sound
+        if isinstance(verdict, Defer):
+            message.device_id = device_id
         if update is not None:
             message.chain, message.told = update.name, encode(update.told).decode() if update.told is not None else ""
         return message

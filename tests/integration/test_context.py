@@ -158,9 +158,18 @@ async def test_chains_that_are_joined_are_one_chain(any_site: Site) -> None:
         await _expanded(site, running, 3)
         await _post(site, _alert(site, "d", CHICAGO, NEW_YORK, BOSTON, replaces=["b"]))
         await _expanded(site, running, 4)
-    assert [p.token for p in phones.pushes[2:]] == [f"t-{new}"]
-    assert phones.pushes[2].collapse_id == first[f"t-{west}"]
-    assert await site.pool.fetchval("SELECT count(*) FROM notifier.message") == 3
+        assert [p.token for p in phones.pushes[2:]] == [f"t-{new}"]
+        assert phones.pushes[2].collapse_id == first[f"t-{west}"]
+        assert await site.pool.fetchval("SELECT count(*) FROM notifier.message") == 3
+        words = {"headline": "newer"}
+        await _post(site, _alert(site, "e", CHICAGO, NEW_YORK, BOSTON, replaces=["c", "d"], data=words))
+        await _expanded(site, running, 5)
+    # each in the place of what they have on the phone
+    assert {p.token: (p.action, p.collapse_id) for p in phones.pushes[3:]} == {
+        f"t-{west}": ("replace", first[f"t-{west}"]),
+        f"t-{east}": ("replace", first[f"t-{east}"]),
+        f"t-{new}": ("replace", first[f"t-{west}"]),
+    }
     for table in ("alert_chain", "context_event"):
         assert await site.rows(f"SELECT DISTINCT chain_id FROM notifier.{table}") == [{"chain_id": "a"}]
 

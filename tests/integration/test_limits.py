@@ -236,6 +236,17 @@ async def test_a_held_alert_is_dropped_where_its_user_has_left_the_city(site: Si
     assert [(p.title, p.body) for p in phones.pushes] == [("Tornado Warning", "New York City")]
 
 
+async def _released(site: Site, running: Notifying) -> dict[str, tuple[str, str]]:
+    """State and reason by occurrence, once nothing is held and none is open."""
+
+    async def released() -> bool:
+        running.check()
+        return not {m["state"] for m in await _messages(site)} & {"held", "intent", "attempted"}
+
+    await until(released)
+    return {m["occurrence"]: (m["state"], m["reason"]) for m in await _messages(site)}
+
+
 async def test_a_held_alert_that_was_cancelled_meanwhile_is_not_told(site: Site) -> None:
     """Whoever sleeps through an advisory does not wake up to it; one that was replaced is told as it stands then."""
     site.move_time(_at(23))
@@ -258,13 +269,46 @@ async def test_a_held_alert_that_was_cancelled_meanwhile_is_not_told(site: Site)
         await _post(site, cancel, update)
         await _expanded(site, running, 4)
         await _later(site, _at(7, day=11))
-
-        async def released() -> bool:
-            running.check()
-            return not {m["state"] for m in await _messages(site)} & {"held", "intent", "attempted"}
-
-        await until(released)
-    found = {m["occurrence"]: (m["state"], m["reason"]) for m in await _messages(site)}
+        found = await _released(site, running)
     gone = ("suppressed", "superseded")
     assert found == {"a#a": gone, "b#b": gone, "b#b2": ("sent", "")}
     assert [(p.token, p.body) for p in phones.pushes] == [(f"t-{west}", "newer")]
+
+
+async def test_while_a_graver_word_is_held_the_phone_shows_the_one_before_it(site: Site) -> None:
+    """If that is cancelled it is taken away in the night, silently; else it is replaced in the morning, where it is."""
+    site.move_time(_at(21))
+    advisory = Campaign(
+        "advisory", "Advisory", AlertTrigger(["Moderate"]), {"en": Template("{{ alert.event }}", "{{ alert.severity }}")},
+        freshness_seconds=86_400,
+    )  # fmt: skip
+    await site.install(_rules(Limits(quiet_hours=NIGHT), advisory))
+    told, phones = Told(site), Phones()
+    east, west = users_of(0, 2)
+    await _member(site, told, 0, east, NEW_YORK)
+    await _member(site, told, 0, west, CHICAGO)
+    ends = {"ends_at": iso(_at(12, day=11))}
+    async with site.notifier(phones, context=True) as running:
+        for name, city in (("a", NEW_YORK), ("b", CHICAGO)):
+            await _post(site, _alert(site, name, city, severity="Moderate", **ends))
+        await _expanded(site, running, 2)
+        await _later(site, _at(23))
+        for name, city in (("a", NEW_YORK), ("b", CHICAGO)):
+            await _post(site, _alert(site, f"{name}2", city, replaces=[name], **ends))
+        await _expanded(site, running, 4)
+        assert Counter(m["state"] for m in await _messages(site)) == {"sent": 2, "held": 2}
+        phone = {"device": {"id": "second", "type": "ios", "token": "t-second"}}
+        await site.feed(told.row(west, "device_set", phone), shard=0)
+        await site.applied(0, told.seq, "notifier")
+        cancel = _alert(site, "a3", NEW_YORK, replaces=["a2"], data={"message_type": "Cancel"}, **ends)
+        await _post(site, cancel)
+        await _expanded(site, running, 5)
+        assert [(p.token, p.action) for p in phones.pushes[2:]] == [(f"t-{east}", "retract")]
+        await _later(site, _at(7, day=11))
+        found = await _released(site, running)
+    assert found == {
+        "a#a": ("sent", ""), "a#a2": ("suppressed", "superseded"), "a#a3": ("sent", ""),
+        "b#b": ("sent", ""), "b#b2": ("sent", ""),
+    }  # fmt: skip
+    (last,) = phones.pushes[3:]
+    assert (last.token, last.action, last.sound, last.body) == (f"t-{west}", "replace", True, "Severe")

@@ -55,8 +55,9 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """The last that went out (or is about to) to the user under one name of the chain. `told` is None for what was put
-    back after a restore: nothing is known but that and when it was, `at`."""
+    """The last that went out (or is about to) to the user under one name of the chain. `message_id`: what is out of
+    date with the next step, if it has not gone out by then: this one, or one that is held behind it. `told` is None for
+    what was put back after a restore: nothing is known but that and when it was, `at`."""
 
     name: str
     message_id: str
