@@ -61,7 +61,10 @@ async def check(pack: Annotated[list[str], typer.Argument(help="Names of shipped
     """Check packs without installing them."""
     for name in pack:
         rules = definitions.load(name)
-        parts = f"{len(rules.stages)} stages, {len(rules.segments)} segments, {len(rules.campaigns)} campaigns"
+        parts = (
+            f"{len(rules.stages)} stages, {len(rules.segments)} segments, {len(rules.campaigns)} campaigns, "
+            f"{len(rules.tracking_plan.events)} planned events"
+        )
         typer.echo(f"{name}: valid ({parts})")
 
 

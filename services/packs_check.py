@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from zoneinfo import ZoneInfo
 
+from msgspec.structs import replace
+
 from services import packs_triggers
 from services.packs_triggers import BUILT_IN_SEGMENTS, Finding, delay_minutes, unknown_stages
 from services.packs_yaml import Fault, Place, Source
@@ -38,6 +40,7 @@ def _found(rules: Rules) -> Iterator[Finding]:
     if not _CURRENCY.fullmatch(rules.currency):
         yield ("currency",), f"currency: expected three capital letters such as USD, not {rules.currency!r}", 0
     yield from _limits(rules)
+    yield from tracking_plan(rules)
     yield from _unique("campaigns", [c.id for c in rules.campaigns])
     for number, campaign in enumerate(rules.campaigns):
         place = ("campaigns", number)
@@ -122,6 +125,23 @@ def _spans(segment: Segment, place: Place) -> Iterator[Finding]:
             yield (*place, "viewed", "least"), f"{what}: viewed.least must be 1 to {MAX_VIEWS}", 0
         if not 1 <= segment.viewed.days <= MAX_SEGMENT_DAYS:
             yield (*place, "viewed", "days"), f"{what}: viewed.days must be 1 to {MAX_SEGMENT_DAYS}", 0
+
+
+def tracking_plan(rules: Rules) -> Iterator[Finding]:
+    """Faults of the tracking plan: what a schema may say is ingest's to say."""
+    from services.ingest.domain.tracking_plan import UNCHECKED, Plan, SchemaFault, pointer_of
+
+    for name, planned in rules.tracking_plan.events.items():
+        place: Place = ("tracking_plan", "events", name)
+        if not name.strip() or len(name) > 256 or name in UNCHECKED:
+            yield place, f"tracking_plan: {name!r} is empty, too long, or a call that carries no properties", 0
+            continue
+        only = replace(rules.tracking_plan, events={name: planned})
+        try:
+            Plan(replace(rules, tracking_plan=only))
+        except SchemaFault as fault:
+            where = pointer_of(fault.path) or "/"
+            yield (*place, "schema", *fault.path), f"tracking_plan: {name}: schema {where}: {fault.message}", 0
 
 
 def _unique(what: str, ids: list[str]) -> Iterator[Finding]:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from shared.contracts.tracking_plan import TrackingPlan
+
 Measure = Literal[
     "opens", "screens", "sessions", "active_days", "searched", "added", "cities", "orders", "order_days", "activities",
     "revenue", "average_order", "online_orders", "store_orders", "pickup_orders", "views", "guides", "wishlist",
@@ -298,11 +300,18 @@ class Rules(_Definition, frozen=True):
     intake: Intake = Intake()
     campaigns: list[Campaign] = []
     limits: Limits = Limits()
+    tracking_plan: TrackingPlan = TrackingPlan()
 
 
 def city_events(rules: Rules) -> frozenset[str]:
     """The events that name a place."""
     return frozenset(name for signal in CITY_SIGNALS for name in rules.signals.get(signal, ()))
+
+
+def known_events(rules: Rules) -> frozenset[str]:
+    """The events the pack names: in its tracking plan, its signals, or the lists of properties kept."""
+    signals = (name for names in rules.signals.values() for name in names)
+    return frozenset((*rules.tracking_plan.events, *rules.intake.properties, *signals))
 
 
 encode_rules = msgspec.json.Encoder().encode

@@ -89,6 +89,15 @@ INGEST_DECISIONS = _counter(
 INGEST_REJECTIONS = _counter(
     "perennial_ingest_rejections_total", "Rejected events by reason code.", "See `perennial dlq list`.", "reason"
 )
+INGEST_VIOLATIONS = _counter(
+    "perennial_ingest_plan_violations_total",
+    "Violations of the pack's tracking plan: by planned event (empty: an unplanned one), what became of it (drop,"
+    " reject, flag) and the keyword of JSON Schema that does not hold.",
+    "Rising for one event: a release of the app, or the plan is wrong; `perennial plan check` says where.",
+    "event",
+    "action",
+    "keyword",
+)
 INGEST_REPLAYS = _counter(
     "perennial_ingest_replays_total",
     "Dead letters replayed: sent (into raw again), refused_still (by the rules in force), gone (their bytes).",

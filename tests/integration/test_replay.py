@@ -11,18 +11,22 @@ from msgspec.structs import replace
 
 from services.ingest.consumer.pipeline import Pipeline
 from services.ingest.domain.intake import Intake
+from services.ingest.letters import listing as listing_of
 from services.ingest.letters import requests
 from services.ingest.letters.api import letters
+from services.ingest.letters.listing import Matching
 from services.ingest.letters.replayer import Replayer
 from services.ingest.letters.requests import Asked
 from services.local import keys
 from shared.contracts import rules as definitions
 from shared.contracts.rules import Rules
 from shared.contracts.topics import Topic
+from shared.contracts.tracking_plan import Action, PlannedEvent, TrackingPlan
 from shared.kafka.sender import Record, Sender, SendFailed
 from shared.process.http import Health, service_app
+from shared.process.metrics import INGEST_VIOLATIONS
 from tests.support.people import DAY, HOUR, MINUTE, weather
-from tests.support.spine import SHARDS, Phones, Site, until, users_of
+from tests.support.spine import SHARDS, Phones, Site, counted, until, users_of
 
 WRONG = {"plan": [1, 2]}
 PHONE = {"device": {"id": "d", "type": "android", "token": "t"}}
@@ -137,6 +141,38 @@ async def test_what_rules_refused_comes_in_once_they_are_mended(site: Site) -> N
         assert messages == {young: ("sent", ""), **dict.fromkeys(old, ("suppressed", "stale"))}
         assert len(phones.pushes) == 1
         assert sum([a - b for a, b in zip(await raw_ends(site), ends, strict=True)]) == 3
+
+
+async def test_what_a_tracking_plan_refused_comes_in_once_the_plan_is_mended(site: Site) -> None:
+    """Its reason says what and where, and no value; violations are counted, also of what is accepted."""
+    secret = "ann@example.com"
+
+    def planned(action: Action, kind: str) -> Rules:
+        schema = {"properties": {"version": {"type": kind}}}
+        plan = TrackingPlan({"Application Opened": PlannedEvent(schema, action)})
+        return replace(MENDED, privacy=definitions.Privacy(pii_less=False), tracking_plan=plan)
+
+    strict, mended = planned("reject", "number"), planned("flag", "string")
+    version = await site.install(strict)
+    user = users_of(0, 1)[0]
+    async with site.ingest(rules=strict, version=version) as ingest, site.segmenter():
+        with counted(INGEST_VIOLATIONS, "Application Opened", "reject", "type") as rejected:
+            await site.post(user, "Application Opened", properties={"version": secret}, messageId="m-1")
+            [letter] = await dead(site, 1)
+        assert (letter["reason"], rejected) == ("schema_type:/version", [1])
+        async with site.pool.acquire() as connection:
+            told = await listing_of.counts(connection, Matching())
+        assert [(item["reason"], item["letters"]) for item in told["items"]] == [("schema_type", 1)]
+        again = Again(site, ingest.pipeline)
+        assert await again.done() == counts(refused_still=1)
+        version = await site.install(mended)
+        ingest.pipeline.use_rules(version, Intake(mended, site.gazetteer, SHARDS))
+        assert await again.done(reason="schema_") == counts(sent=1)
+        with counted(INGEST_VIOLATIONS, "Application Opened", "flag", "type") as flagged:
+            await site.post(user, "Application Opened", properties={"version": 5}, messageId="m-2")
+            await site.applied(0, 2)
+        assert flagged == [1] and len(await dead(site, 1)) == 1
+        assert (await site.tallies())["stage:acquire"] == 1
 
 
 async def test_what_is_refused_again_says_that_it_was_a_replay(site: Site) -> None:

@@ -349,7 +349,7 @@ def test_whatever_lies_in_raw_gets_a_verdict_the_database_can_keep(
             assert len(name) <= MAX_ID_CHARS
             name.encode()
         if isinstance(verdict, Taken):
-            decided: Any = Accepted(1, 0, b"", 1, *verdict[:4], T0, *verdict[4:])  # type: ignore[arg-type]
+            decided: Any = Accepted(1, 0, b"", 1, *verdict[:4], T0, *verdict[4:9])  # type: ignore[arg-type]
             again: Any = decode_decision(encode(decided))
             assert again.user_id == verdict.user_id
             assert 0 <= verdict.occurred_at <= T0

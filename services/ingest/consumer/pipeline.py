@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from services.ingest.domain import replaying
 from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken, Verdict, raw_record
+from services.ingest.domain.tracking_plan import Violation
 from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRecord, decode_decision, encode
 from shared.contracts.identifiers import record_digest
 from shared.kafka.log_reader import LogReader
@@ -29,6 +30,7 @@ from shared.process.metrics import (
     INGEST_DECISIONS,
     INGEST_REJECTIONS,
     INGEST_RESUMES,
+    INGEST_VIOLATIONS,
     LAG,
     OWNED_SHARDS,
     TRANSIENT,
@@ -259,6 +261,7 @@ class Pipeline:
                 )  # fmt: skip
                 counts["accepted"] = counts.get("accepted", 0) + 1
                 by_source[verdict.source, True] += 1
+                _count(verdict.violations)
                 key = record.key
             elif isinstance(verdict, Misplaced):
                 decision = Moved(record.offset, prev, digest, version, verdict.shard)
@@ -274,6 +277,7 @@ class Pipeline:
                 if not decision.replay:
                     by_source[verdict.source, False] += 1
                 INGEST_REJECTIONS.labels(verdict.reason.partition(":")[0]).inc()
+                _count(verdict.violations)
                 key = record.key
             outgoing.append(Record(key, encode(decision)))
             prev = record.offset
@@ -328,6 +332,11 @@ class Pipeline:
         standing.proof = None
         standing.said_at = now
         return proof.as_of
+
+
+def _count(violations: tuple[Violation, ...]) -> None:
+    for found in violations:
+        INGEST_VIOLATIONS.labels(found.event, found.action, found.keyword).inc()
 
 
 def _again(raw: RawRecord, verdict: Misplaced) -> Record:

@@ -14,6 +14,7 @@ import msgspec
 
 from services.ingest.domain.intake_http import MAX_EVENT_BYTES
 from services.ingest.domain.places import UNKNOWN_PLACE, Places, locate
+from services.ingest.domain.tracking_plan import Plan, Violation, refusal
 from shared.contracts.events import Context, Device
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
 from shared.contracts.personal import personal
@@ -59,7 +60,7 @@ def raw_record(record: InRecord, now: int) -> RawRecord:
 
 
 class Taken(NamedTuple):
-    """The event is accepted: what the decision record carries of it."""
+    """The event is accepted: what the decision record carries of it; and what its tracking plan found wrong."""
 
     user_id: str
     message_id: str
@@ -70,13 +71,17 @@ class Taken(NamedTuple):
     city_id: int | None
     properties: dict[str, Any]
     context: Context | None
+    violations: tuple[Violation, ...] = ()
 
 
 class Refused(NamedTuple):
+    """`violations`: of the tracking plan, where the event is rejected for them."""
+
     user_id: str
     message_id: str
     reason: str
     source: str
+    violations: tuple[Violation, ...] = ()
 
 
 class Misplaced(NamedTuple):
@@ -88,6 +93,21 @@ class Misplaced(NamedTuple):
 
 
 Verdict = Taken | Refused | Misplaced
+
+
+class Posted(NamedTuple):
+    """What an event is called, what it says, and of whom."""
+
+    name: str
+    properties: dict[str, Any]
+    user_id: str
+
+
+class _Unfit(NamedTuple):
+    """The tracking plan rejects the event."""
+
+    reason: str
+    violations: tuple[Violation, ...]
 
 
 class _Event(msgspec.Struct):
@@ -105,6 +125,20 @@ class _Event(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+
+
+def posted(raw: RawRecord) -> Posted | None:
+    """The event as its app posted it, whatever rules say of it; None where the bytes are no event of a user."""
+    if raw.value is None or len(raw.value) > MAX_EVENT_BYTES:
+        return None
+    try:
+        event = _decode(raw.value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    name, user_id = _name(event, raw), event.user_id or event.anonymous_id
+    if name is None or _nameless(name) or not user_id:
+        return None
+    return Posted(name, event.properties or {}, user_id)
 
 
 class _Remembered:
@@ -129,6 +163,7 @@ class Intake:
         self._too_old_ms = rules.intake.too_old_days * DAY_MS
         self._future_ms = rules.intake.future_days * DAY_MS
         self._city_events = city_events(rules)
+        self._plan = Plan(rules)
 
     def judge(self, raw: RawRecord) -> Verdict:
         """The verdict on one raw record; reasons are `code` or `code:detail`."""
@@ -162,15 +197,19 @@ class Intake:
         if shard != raw.partition or key != user_id:
             return Misplaced(user_id, message_id, shard)
         verdict = self._content(event, raw, user_id, message_id, source)
-        return verdict if isinstance(verdict, Taken) else Refused(user_id, message_id, verdict, source)
+        if isinstance(verdict, Taken):
+            return verdict
+        reason, violations = verdict if isinstance(verdict, _Unfit) else (verdict, ())
+        return Refused(user_id, message_id, reason, source, violations)
 
-    def _content(self, event: _Event, raw: RawRecord, user_id: str, message_id: str, source: str) -> Taken | str:
+    def _content(
+        self, event: _Event, raw: RawRecord, user_id: str, message_id: str, source: str
+    ) -> Taken | _Unfit | str:
         """The event as accepted, or the reason why not."""
-        call = event.type or _text(raw.headers.get("type"))
-        if call not in _CALLS:
+        name = _name(event, raw)
+        if name is None:
             return "unknown_type"
-        name = _CALLS[call] or event.event
-        if not name or "\x00" in name or len(name) > MAX_ID_CHARS:
+        if _nameless(name):
             return "missing_event"
         if self._pii_less and self._personal_term(name):
             return "pii:event"
@@ -179,7 +218,9 @@ class Intake:
         if isinstance(occurred, str):
             return occurred
         city_id = None
-        properties = event.properties or {}
+        properties, violations = self._plan.check(name, event.properties or {})
+        if violations and (reason := refusal(violations)):
+            return _Unfit(reason, violations)
         if name in self._city_events:
             city = locate(properties, self._places)
             if city is None:
@@ -197,7 +238,7 @@ class Intake:
             return context
         if self._pii_less and context is not None and self._names_somebody(context):
             return "pii:context"
-        return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context)
+        return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context, violations)
 
     def _names_somebody(self, context: Context) -> bool:
         # in one go, for it is asked of every event; neither kind of name reaches over a line's end
@@ -285,6 +326,16 @@ def _device(device: Mapping[str, Any]) -> Device | None | str:
     if "\x00" in device_id:
         return "nul_character:context.device.id"
     return Device(device_id[:MAX_ID_CHARS], kind, token)
+
+
+def _name(event: _Event, raw: RawRecord) -> str | None:
+    """What the event is called; None where its call is unknown."""
+    call = event.type or _text(raw.headers.get("type"))
+    return (_CALLS[call] or event.event or "") if call in _CALLS else None
+
+
+def _nameless(name: str) -> bool:
+    return not name or "\x00" in name or len(name) > MAX_ID_CHARS
 
 
 def _is_number(value: object) -> bool:
