@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import cli_bench, cli_definitions, cli_inspect, cli_letters
+from services import cli_bench, cli_definitions, cli_inspect, cli_letters, cli_plan
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
 from services.local.home import Home
 
@@ -30,6 +30,7 @@ cli_definitions.register(app)
 cli_inspect.register(app)
 cli_bench.register(app)
 cli_letters.register(app)
+cli_plan.register(app)
 
 KafkaOption = Annotated[
     str,

@@ -17,6 +17,7 @@ from services.local.database import connected
 from services.local.home import Home
 from services.local.program import LocalError
 from shared.contracts.topics import Names
+from shared.process.clock import parse_instant
 from shared.process.errors import Fatal, Transient
 
 if TYPE_CHECKING:
@@ -30,12 +31,22 @@ HomeOption = Annotated[
     typer.Option("--home", envvar="PERENNIAL_HOME", help="Folder of data, logs and status.json.", show_default=True),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+FromOption = Annotated[str, typer.Option("--from", metavar="INSTANT", help="Received from then on.")]
+ToOption = Annotated[str, typer.Option("--to", metavar="INSTANT", help="Received before then.")]
 DEFAULT_HOME = Path(".perennial")
 
 
 def say(message: str) -> None:
     """A line of progress; on stderr, so that results can be piped."""
     typer.echo(f"· {message}", err=True)
+
+
+def instant(text: str, otherwise: int) -> int:
+    """Milliseconds; `otherwise` where no text was given."""
+    try:
+        return parse_instant(text) if text else otherwise
+    except (ValueError, OverflowError) as error:
+        raise LocalError(f"{text!r} is no instant; write for example 2026-01-31T00:00:00Z") from error
 
 
 def command(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, None]:

@@ -8,22 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command, say
+from services.cli_common import (
+    DEFAULT_HOME,
+    FromOption,
+    HomeOption,
+    JsonOption,
+    Target,
+    ToOption,
+    command,
+    instant,
+    say,
+)
 from services.ingest.letters import listing, requests
 from services.ingest.letters.api import told
 from services.ingest.letters.listing import FAR_MS, Matching
 from services.ingest.letters.requests import Asked
 from services.local.program import LocalError
 from shared.contracts.topics import Topic
-from shared.process.clock import parse_instant
 
 dlq = typer.Typer(help="Dead letters: events that were refused, with their reasons.", no_args_is_help=True)
 
 ReasonOption = Annotated[str, typer.Option(help="Only reasons that begin so.")]
 UserOption = Annotated[str, typer.Option(help="Only this user's.")]
 SourceOption = Annotated[str, typer.Option(help="Only this source's: whose write key it was.")]
-FromOption = Annotated[str, typer.Option("--from", metavar="INSTANT", help="Received from then on.")]
-ToOption = Annotated[str, typer.Option("--to", metavar="INSTANT", help="Received before then.")]
 
 _LOOK_SECONDS = 0.5
 
@@ -170,7 +177,7 @@ async def cancel_replay(
 
 
 def matching(reason: str, user: str, source: str, since: str, until: str) -> Matching:
-    return Matching(reason, user, source, _instant(since, 0), _instant(until, FAR_MS))
+    return Matching(reason, user, source, instant(since, 0), instant(until, FAR_MS))
 
 
 def progress_line(progress: dict[str, Any]) -> str:
@@ -182,10 +189,3 @@ def result_line(progress: dict[str, Any]) -> str:
     sent = "would be sent" if progress["asked"].get("dry_run") else "sent"
     told = f"{progress['sent']} {sent}, {progress['refused_still']} refused by today's rules as well"
     return f"{told}, {progress['replayed_before']} replayed before, {progress['gone']} gone from raw"
-
-
-def _instant(text: str, otherwise: int) -> int:
-    try:
-        return parse_instant(text) if text else otherwise
-    except (ValueError, OverflowError) as error:
-        raise LocalError(f"{text!r} is no instant; write for example 2026-01-31T00:00:00Z") from error

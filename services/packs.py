@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from services import packs_check, packs_yaml
 from services.packs_yaml import Fault, PackError
 from shared.contracts.rules import Rules, decode_rules, encode_rules
+from shared.contracts.tracking_plan import TrackingPlan
 from shared.data.db import Connection
 
 __all__ = ["Fault", "Installed", "PackError", "available", "diff", "find", "install", "load_pack"]
@@ -61,6 +63,28 @@ def load_pack(path_or_name: str | Path) -> Rules:
     if rules is not None:
         faults += packs_check.check(rules, source)
     if rules is None or faults:
+        raise PackError(faults)
+    return rules
+
+
+class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
+    tracking_plan: TrackingPlan
+
+
+def load_tracking_plan(file_or_pack: str | Path, rules: Rules) -> Rules:
+    """`rules` with the plan of a YAML file that holds `tracking_plan` alone; or a pack's own rules. `PackError` lists
+    everything that is wrong."""
+    file = Path(file_or_pack)
+    if not file.is_file() or file.name == "pack.yaml":
+        return load_pack(file_or_pack)
+    source = packs_yaml.Source(file.parent)
+    source.value = source.read(file, ()) or {}
+    alone = source.convert(_PlanFile)
+    if alone is None:
+        raise PackError(source.faults)
+    rules = replace(rules, tracking_plan=alone.tracking_plan)
+    faults = [source.fault(place, message, below) for place, message, below in packs_check.tracking_plan(rules)]
+    if faults:
         raise PackError(faults)
     return rules
 

@@ -16,6 +16,16 @@ def load(name: str) -> Rules:
         raise LocalError(f"pack {name}: {error}") from error
 
 
+def load_tracking_plan(file_or_pack: str, rules: Rules | None) -> Rules:
+    """Rules with the plan of a file, or a pack's own; LocalError says which file and line are wrong."""
+    if rules is None:
+        raise LocalError("no pack is in force yet; run `perennial apply PACK`")
+    try:
+        return packs.load_tracking_plan(file_or_pack, rules)
+    except (packs.PackError, OSError) as error:
+        raise LocalError(f"tracking plan {file_or_pack}: {error}") from error
+
+
 async def apply(connection: Connection, name: str) -> str:
     """Installs the pack's rules as the newest version, unless they are that already; what was done, in words."""
     done = await packs.install_version(connection, load(name))

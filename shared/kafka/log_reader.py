@@ -63,9 +63,13 @@ class LogReader:
 
     async def at(self, topic: str, offsets: Mapping[int, int]) -> dict[int, InRecord | None]:
         """The record at each partition's offset; None where there is none (any more)."""
-        async with self._turn:
-            found = await self._guard(self._first_from(topic, offsets))
+        found = await self.first(topic, offsets)
         return {p: r if r is not None and r.offset == offsets[p] else None for p, r in found.items()}
+
+    async def first(self, topic: str, offsets: Mapping[int, int]) -> dict[int, InRecord | None]:
+        """The first record at or behind each partition's offset; None where none follows, or the log begins later."""
+        async with self._turn:
+            return await self._guard(self._first_from(topic, offsets))
 
     async def last(self, topic: str, partitions: Iterable[int]) -> dict[int, InRecord | None]:
         """The last record of each partition; None for an empty one."""
