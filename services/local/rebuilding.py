@@ -15,6 +15,7 @@ from services.local.database import connected
 from services.local.outcomes import recover
 from services.local.program import LocalError
 from services.local.restoring import feed_number, json_number, number_on
+from services.notifier import erasing
 from services.notifier.domain.recipient import Recipient, encode_recipient
 from services.segmenter.domain.state import consent, decode_cold, decode_hot
 from services.segmenter.domain.visited import visits
@@ -27,13 +28,17 @@ from shared.kafka.log_reader import LogReader
 _PAGE = 2000
 
 _ENSURE = "INSERT INTO spine.shard_owner (service, shard) VALUES ('notifier', $1) ON CONFLICT DO NOTHING"
-_TAKE = "UPDATE spine.shard_owner SET epoch = epoch + 1 WHERE service = 'notifier' AND shard = $1"
+_TAKE = "UPDATE spine.shard_owner SET epoch = epoch + 1 WHERE service = 'notifier' AND shard = $1 RETURNING next_seq"
 _NUMBER = "SELECT gen, last_seq FROM audience.position WHERE shard = $1"
 _HEARD = """
 SELECT last_gen, last_src FROM spine.shard_position WHERE service = 'notifier' AND shard = $1 AND source = $2
 """
 _USERS = """
 SELECT user_id, hot, cold FROM segmenter.user_state WHERE shard = $1 AND user_id > $2 ORDER BY user_id LIMIT $3
+"""
+_ERASED = """
+SELECT user_id, erasure_id FROM control.erasure
+WHERE shard = $1 AND kind = 'erase' AND segmenter_at IS NOT NULL AND notifier_at IS NULL
 """
 _FORGET = "DELETE FROM notifier.recipient WHERE shard = $1"
 _FOLLOW = """
@@ -71,7 +76,7 @@ async def _rebuild(
     async with connection.transaction():
         await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
         await connection.execute(_ENSURE, shard)
-        await connection.execute(_TAKE, shard)
+        next_seq = await connection.fetchval(_TAKE, shard)
         async with snapshot.transaction(isolation="repeatable_read", readonly=True):
             row = await snapshot.fetchrow(_NUMBER, shard)
             gen, seq = (row["gen"], row["last_seq"]) if row is not None else (0, -1)
@@ -80,6 +85,9 @@ async def _rebuild(
                     f"shard {shard}: the feed knows number {published}, the database only {(gen, seq)}: it was restored"
                     " to an older state; stop the services and run `perennial restore` first"
                 )
+            # whoever was erased up to there is so here: the rows that would say it are passed over
+            pending = [erasing.Erased(shard, *one) for one in await snapshot.fetch(_ERASED, shard)]
+            await erasing.erase(connection, pending, {shard: next_seq - 1})
             await connection.execute(_FORGET, shard)
             count = 0
             async for page in _recipients(snapshot, shard):

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
-from services.notifier import exposures, history, queries
+from services.notifier import exporting, exposures, history, queries
 from services.notifier.book import CampaignBook
 from services.notifier.context.intake import ContextRecord, encode_context, split, trigger
 from services.notifier.domain.campaign import Occurrence
@@ -40,12 +40,20 @@ def make_app(
     health: Health,
 ) -> FastAPI:
     app = service_app("notifier", health, version="1", max_body_size=MAX_CONTEXT_BYTES)
-    router = APIRouter(dependencies=[Depends(AdminKeys(pool).require)])
+    keys = AdminKeys(pool)
+    router = APIRouter(dependencies=[Depends(keys.require)])
     _context_routes(router, pool, gazetteer, sender, context_topic, clock)
     _campaign_routes(router, pool, book, clock, shards)
     _trigger_routes(router, book, gazetteer, sender, context_topic, clock)
     _kill_routes(router, pool, book)
     app.include_router(router)
+
+    @app.get("/v1/users/{user_id:path}/export", dependencies=[Depends(keys.allow("privacy"))], tags=["privacy"])
+    async def export(user_id: str) -> dict[str, Any]:
+        """Everything the notifier keeps of a user; what the segmenter keeps of them, it exports under the same path."""
+        async with pool.acquire() as connection:
+            return await exporting.export(connection, shards, user_id)
+
     return app
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from services.notifier import messages
 from services.notifier.book import CampaignBook
@@ -96,6 +96,7 @@ class Dispatcher:
         self._work = asyncio.Event()
         self._shards: frozenset[int] = frozenset()
         self._in_flight: dict[str, asyncio.Task[None]] = {}
+        self._stopped: set[str] = set()
         self._finished: dict[str, Message] = {}
         self._settle_wanted = asyncio.Event()
         self._many_finished = asyncio.Event()
@@ -144,6 +145,16 @@ class Dispatcher:
         self._queue.extend(several)
         if several:
             self._work.set()
+
+    def stop(self, message_ids: Collection[str]) -> None:
+        """Send none of these, as far as they are not on the wire: their users are erased, and so are their rows."""
+        waiting = [m for m in (*self._queue, *(m for _, m in self._later)) if m.message_id in message_ids]
+        self._queue = deque(m for m in self._queue if m.message_id not in message_ids)
+        self._later = [(at, m) for at, m in self._later if m.message_id not in message_ids]
+        for message in waiting:
+            message.state = "suppressed"
+            self._succession.ends(message)
+        self._stopped.update(set(message_ids) - {m.message_id for m in waiting})
 
     def take_dead_tokens(self) -> list[tuple[int, str, str]]:
         """(shard, user, token) the provider called dead, of shards that are still ours."""
@@ -266,6 +277,8 @@ class Dispatcher:
                 self._finish(message)
                 return
             POINTS.passing("notifier.before_wire")
+            if message.message_id in self._stopped:
+                return
             outcome = await self._transport.send(
                 Push(
                     message.message_id,
@@ -286,6 +299,7 @@ class Dispatcher:
             SEND_SECONDS.observe(monotonic() - started)
             self._succession.ends(message)
             self._in_flight.pop(message.message_id, None)
+            self._stopped.discard(message.message_id)
             self._slots.release()
 
     def _conclude(self, message: Message, outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from services.notifier import alert_chains, exposures, messages
+from services.notifier import alert_chains, erasing, exposures, messages
 from services.notifier.book import Active, CampaignBook
 from services.notifier.dispatch import Dispatcher
 from services.notifier.domain.alert_chain import cities_of, updates
@@ -16,6 +16,7 @@ from services.notifier.holding import Holding, release
 from services.notifier.messages import Message, Months, OutcomeRow
 from services.notifier.planning import Candidate, Cause, Draft, Planner
 from services.notifier.runs import Page, Runs
+from shared.contracts.changes import USER_ERASED
 from shared.contracts.events import Feed, FeedRow, FeedTime, decode_feed
 from shared.contracts.rules import AlertTrigger
 from shared.data.db import Connection, Pool
@@ -233,6 +234,8 @@ class Notifier:
         if now is not known:
             self._recipients[shard][row.user_id] = now
             draft.recipients[shard, row.user_id] = now
+        if row.kind == USER_ERASED:
+            draft.erase(erasing.Erased(shard, row.user_id, row.cause[1]))
         if row.kind == "opened":
             self._planner.tapped(draft, shard, row.user_id, row.payload["message_id"], row.occurred_at)
         if row.kind == "session_began":
@@ -287,8 +290,12 @@ class Notifier:
         await self._months.ensure(m.month for m in draft.planned)
         outcomes: list[OutcomeRow] = []
         fresh: set[str] = set()
+        stopped: set[str] = set()
 
         async def write(connection: Connection, owners: Mapping[int, Owner]) -> None:
+            # of somebody new under an old id, what the batch writes stays
+            numbers = {shard: owner.next_seq - 1 for shard, owner in owners.items()} if draft.erased else {}
+            stopped.update(await erasing.erase(connection, draft.erased, numbers))
             kept = sorted((s, u, encode_recipient(r)) for (s, u), r in draft.recipients.items() if r is not None)
             if kept:
                 await connection.execute(_SAVE, *map(list, zip(*kept, strict=True)))
@@ -323,6 +330,8 @@ class Notifier:
                 await also(connection)
 
         await self.reader.commit(shards, positions, write)
+        if stopped:
+            self._dispatcher.stop(stopped)
         for row in outcomes:
             MESSAGES.labels(row.outcome).inc()
             if row.outcome == "suppressed":

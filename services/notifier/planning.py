@@ -22,6 +22,7 @@ from services.notifier.domain.frequency_cap import DAY_MS, PENDING, Past
 from services.notifier.domain.gates import Reason, freshness
 from services.notifier.domain.plan import FIRST, Defer, Send, Texts, message_id_of, plan
 from services.notifier.domain.recipient import Recipient
+from services.notifier.erasing import Erased
 from services.notifier.exposures import Session
 from services.notifier.history import Key
 from services.notifier.holding import Held, called_off, not_sent, of_users
@@ -34,7 +35,8 @@ from shared.process.clock import Clock
 
 @dataclass(slots=True)
 class Draft:
-    """What a batch wants written: recipients (None: gone), new messages, messages released, taps, sessions begun.
+    """What a batch wants written: recipients (None: gone), new messages, messages released, taps, sessions begun,
+    users erased.
 
     `rules`: the definitions it is planned by, whatever comes into force meanwhile. `follows`: by id of a message of a
     chain of alerts, the id of the one that is out of date if it has not gone out by then. `past`: pushes that count,
@@ -49,10 +51,22 @@ class Draft:
     follows: dict[str, str] = field(default_factory=dict)
     taps: list[tuple[int, str, str, int]] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
+    erased: list[Erased] = field(default_factory=list)
     past: dict[Key, list[Past]] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     waiting: dict[Key, list[Held]] = field(default_factory=dict)
     texts: dict[tuple[str, int], Texts] = field(default_factory=dict)
+
+    def erase(self, who: Erased) -> None:
+        """Forget what the batch had in store for a user who is erased by it."""
+        key = (who.shard, who.user_id)
+        self.planned = [m for m in self.planned if (m.shard, m.user_id) != key]
+        self.released = [m for m in self.released if (m.shard, m.user_id) != key]
+        self.taps = [tap for tap in self.taps if tap[:2] != key]
+        self.sessions = [session for session in self.sessions if session[:2] != key]
+        self.past.pop(key, None)
+        self.waiting.pop(key, None)
+        self.erased.append(who)
 
 
 class Candidate(NamedTuple):

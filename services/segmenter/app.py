@@ -13,7 +13,9 @@ from pathlib import Path
 
 from services.segmenter import store
 from services.segmenter.api import make_app
+from services.segmenter.erasing import Overwriter
 from services.segmenter.pipeline import Segmenter
+from services.segmenter.privacy import privacy
 from services.segmenter.publish import Publisher
 from services.segmenter.settings import Settings
 from shared.contracts.topics import Names, Topic
@@ -23,6 +25,7 @@ from shared.data.ledger import LedgerRow, prepare_partitions
 from shared.gazetteer import load as load_gazetteer
 from shared.kafka.log_reader import LogReader
 from shared.kafka.owning import Readers, noting, opened_database, require_partitions
+from shared.kafka.records import InRecord
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Sender
 from shared.process.clock import Clock
@@ -46,10 +49,19 @@ async def run() -> int:
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
         pool = await opened_database(stack, env, clock, size=6)
-        app = make_app(pool, load_gazetteer(), env.shards, clock, health)
+        gazetteer = load_gazetteer()
+        # calls of a reader queue: whoever exports a user must not hold up a takeover
+        raw_reader = LogReader(env.kafka)
+
+        async def read_raw(partition: int, offset: int) -> InRecord | None:
+            return (await raw_reader.at(names.topic(Topic.RAW), {partition: offset}))[partition]
+
+        app = make_app(pool, gazetteer, env.shards, clock, health)
+        app.include_router(privacy(pool, gazetteer, env.shards, read_raw))
         supervisor.add("http", serve(app, env.bind, settings.port))
         sender = await opened(stack, Sender(env.kafka))
         log_reader = await opened(stack, LogReader(env.kafka))
+        await opened(stack, raw_reader)
         await require_partitions(log_reader, env, Topic.EVENTS)
         publisher = Publisher(names)
         relay: Relay[LedgerRow] = Relay("segmenter", sender, publisher.row, noting(pool, "segmenter"))
@@ -65,6 +77,7 @@ async def run() -> int:
         segmenter.reader = await readers.opened("segmenter", Topic.EVENTS, segmenter)
         supervisor.add("relay", relay.run())
         supervisor.add("partitions", _keep_partitions(pool, clock))
+        supervisor.add("erasures", Overwriter(pool, lambda: segmenter.shards).run())
         supervisor.add("counts", _tell_counts(pool, segmenter))
         supervisor.add("pipeline", segmenter.reader.run())
         return await supervisor.run()

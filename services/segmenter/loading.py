@@ -10,7 +10,7 @@ from services.segmenter.domain.decide import needs_cold
 from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
 from services.segmenter.domain.state import decode_cold, decode_hot
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, Entry, ShardState
-from shared.contracts.events import Accepted, Decision
+from shared.contracts.events import Accepted, Decision, Erase
 from shared.data.db import Pool
 
 
@@ -20,7 +20,7 @@ async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[
         (shard, decision.user_id)
         for shard, several in decisions.items()
         for decision in several
-        if isinstance(decision, Accepted) and decision.user_id not in shards[shard].users
+        if isinstance(decision, Accepted | Erase) and decision.user_id not in shards[shard].users
     }
     if missing:
         found = await store.load(pool, sorted(missing))

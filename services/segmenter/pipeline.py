@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 
-from services.segmenter import store
+from services.segmenter import erasing, store
 from services.segmenter.domain.compiled import Compiled, InForce
 from services.segmenter.domain.decide import decide
 from services.segmenter.domain.dedup import KEEP_HOURS
@@ -17,7 +17,15 @@ from services.segmenter.publish import Publisher
 from services.segmenter.saving import save
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, ShardState
 from services.segmenter.sweeper import Sweeper
-from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord, decode_decision
+from shared.contracts.events import (
+    Accepted,
+    Decision,
+    Erase,
+    Readmit,
+    Rejected,
+    TimeRecord,
+    decode_decision,
+)
 from shared.contracts.topics import Topic
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool, transaction
@@ -31,6 +39,7 @@ from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, monotonic
 from shared.process.metrics import (
     CACHED_USERS,
+    ERASURES,
     EVENT_AGE,
     GAPS,
     REPEATS,
@@ -74,7 +83,7 @@ class Segmenter:
         self._sweeper = Sweeper(self)
         self._oldest = 0
         self._age = EVENT_AGE.labels("segmenter")
-        begin_each(SEGMENTER_EVENTS, ("applied", "duplicate"))
+        begin_each(SEGMENTER_EVENTS, ("applied", "duplicate", "suppressed"))
         WATERMARK_AGE.set_function(self._watermark_age)
         CACHED_USERS.set_function(lambda: float(sum(len(state.users) for state in self._shards.values())))
 
@@ -83,9 +92,10 @@ class Segmenter:
     async def take(self, connection: Connection, shards: Mapping[int, OwnedShard]) -> None:
         times = await store.times(connection, shards)
         versions = await store.versions(connection, shards)
+        salt, suppressed = await erasing.suppressed(connection, shards)
         self._shards = {}
         for shard in shards:
-            state = ShardState(shard)
+            state = ShardState(shard, salt=salt, suppressed=suppressed[shard])
             kept = times.get(shard)
             if kept is not None:
                 state.watermark, state.last_tick = kept["watermark"], kept["last_tick"]
@@ -211,7 +221,14 @@ class Segmenter:
             if isinstance(decision, Accepted):
                 self._event(draft, decision)
             elif isinstance(decision, Rejected):
-                draft.dead_letter(decision)
+                if state.suppresses(decision.user_id):
+                    draft.folded["suppressed"] += 1
+                else:
+                    draft.dead_letter(decision)
+            elif isinstance(decision, Erase):
+                erasing.erase(draft, state.users[decision.user_id], decision)
+            elif isinstance(decision, Readmit):
+                erasing.readmit(draft, decision)
             last = decision.src
         return last
 
@@ -222,6 +239,9 @@ class Segmenter:
             raise ArithmeticError(f"planted fault for {event.name}")
         entry = state.users[user_id]
         before = entry.hot
+        if before is None and state.suppresses(user_id):
+            draft.folded["suppressed"] += 1
+            return
         outcome = decide(
             before,
             entry.cold,
@@ -279,6 +299,8 @@ class Segmenter:
             self._trim(draft.state)
         for outcome, events in folded.items():
             SEGMENTER_EVENTS.labels(outcome).inc(events)
+        for kind in (one.kind for draft in drafts.values() for one in draft.erasures):
+            ERASURES.labels("erased" if kind == "erase" else "readmitted").inc()
         for kind, rows in Counter(row.kind for draft in drafts.values() for row in draft.rows).items():
             SEGMENTER_CHANGES.labels(kind).inc(rows)
 

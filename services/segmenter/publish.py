@@ -27,8 +27,8 @@ class Publisher:
         self._source = f"/perennial/{names.prefix}segmenter"
 
     def row(self, row: LedgerRow) -> Published:
-        key = row.user_id.encode()
-        records = [(self._feed, Record(key, encode(row.feed_row())))]
+        key, told = row.user_id.encode(), row.feed_row()
+        records = [(self._feed, Record(told.user_id.encode(), encode(told)))]
         if row.kind in CHANGE_KINDS:
             records.append((self._changes, Record(key, _json(change(row)), self._headers(row, f"segment.{row.kind}"))))
         elif row.kind == DEAD_LETTER:

@@ -53,7 +53,7 @@ def place(gazetteer: Gazetteer, city_id: int, count: int = 0, last_at: int = -1)
     }
 
 
-async def user(pool: Pool, gazetteer: Gazetteer, shards: int, user_id: str) -> dict[str, Any] | None:
+async def user(pool: Pool | Connection, gazetteer: Gazetteer, shards: int, user_id: str) -> dict[str, Any] | None:
     """A user as `GET /v1/users/{id}` shows them; None when unknown."""
     row = await pool.fetchrow(_USER, shard_of(user_id, shards), user_id)
     if row is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 
-from services.segmenter import store
+from services.segmenter import erasing, store
 from services.segmenter.shard import Draft
 from shared.data.db import Connection
 from shared.data.ledger import append
@@ -13,6 +13,7 @@ from shared.data.ledger import append
 
 async def save(connection: Connection, drafts: Collection[Draft]) -> None:
     """Write what these drafts changed; their numbers are already the owner rows'."""
+    await erasing.save(connection, drafts)
     users = [row for draft in drafts for row in draft.user_rows()]
     if users:
         await store.save_users(connection, users)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.segmenter.domain.compiled import InForce
 from services.segmenter.domain.state import ROLES, Change, Cold, Daily, Hot, encode_cold, encode_hot
 from shared.contracts.events import Rejected
+from shared.contracts.identifiers import suppression_hash
 from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
 from shared.data.shard_owner import Owner, Position
 
@@ -31,7 +33,7 @@ class Entry:
 @dataclass(slots=True)
 class ShardState:
     """`watermark`, `last_tick`: see segmenter.shard_time. `swept`: the watermark the last sweep finished at;
-    `sweep_at`: (watermark, due bucket, user id) of a sweep under way."""
+    `sweep_at`: (watermark, due bucket, user id) of a sweep under way. `suppressed`: hashes of erased users."""
 
     shard: int
     watermark: int = 0
@@ -42,6 +44,12 @@ class ShardState:
     swept: int = 0
     sweep_at: tuple[int, int, str] | None = None
     told_time: int = 0
+    salt: str = ""
+    suppressed: set[bytes] = field(default_factory=set)
+
+    def suppresses(self, user_id: str) -> bool:
+        """Whether nothing of this user is taken in. Whoever is known is not: it need not be asked of them."""
+        return bool(self.suppressed) and suppression_hash(self.salt, user_id) in self.suppressed
 
     def times(self) -> tuple[int, int, int, int, str | None]:
         """The shard's row of segmenter.shard_time."""
@@ -50,6 +58,17 @@ class ShardState:
     @property
     def version(self) -> int:
         return self.rules.current.version if self.rules is not None else 0
+
+
+class Erasure(NamedTuple):
+    """A request that a draft carried out; `seq`: the ledger number of `user_erased` (0: there is none)."""
+
+    erasure_id: str
+    kind: str
+    shard: int
+    user_id: str
+    gen: int
+    seq: int
 
 
 class Draft:
@@ -69,7 +88,10 @@ class Draft:
         self.members: dict[tuple[int, int, str, str], int | None] = {}
         self.spilled: list[tuple[int, str, int, int]] = []
         self.ticks: list[tuple[int, int, int, str, int, int]] = []
-        self.folded = {"applied": 0, "duplicate": 0}
+        self.folded = {"applied": 0, "duplicate": 0, "suppressed": 0}
+        self.gone: set[str] = set()
+        self.suppressed: dict[bytes, bool] = {}
+        self.erasures: list[Erasure] = []
 
     def tick(self, at_src: int, as_of: int) -> None:
         """Record that time reached `as_of` (or the rules changed) behind event `at_src`."""
@@ -111,6 +133,26 @@ class Draft:
         for change in changes:
             self._number(user_id, change, src)
             self._count(user_id, change)
+
+    def leaves(self, user_id: str, entry: Entry, changes: list[Change], daily: list[Daily], src: int) -> None:
+        """The user is erased: their last changes, their place in every count of who is here, and their rows."""
+        hot, shard, tallies = entry.hot, self.state.shard, self.tallies
+        if hot is not None:
+            tallies[shard, "users", "all"] -= 1
+            tallies[shard, "stage", hot.stage] -= 1
+            tallies[shard, "activity", hot.activity] -= 1
+            for bit, name in ROLES:
+                tallies[shard, "rate", name] -= bool(hot.flags & bit)
+        for day, kind, name, by in daily:
+            self.daily[kind, name, day, shard] += by
+        for change in changes:
+            self._number(user_id, change, src)
+            self._count(user_id, change)
+        self.dirty.pop(user_id, None)
+        self.new_cold.discard(user_id)
+        self.spilled = [row for row in self.spilled if row[1] != user_id]
+        self.gone.add(user_id)
+        self.state.users[user_id] = Entry(cold_known=True, spilled=set())
 
     def _count(self, user_id: str, change: Change) -> None:
         shard, payload, tallies = self.state.shard, change.payload, self.tallies

@@ -20,7 +20,7 @@ DEFAULT_SHARDS = 32
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Why it happened. `id`: the event's message id, the due moment of a tick, or the rules version."""
+    """Why it happened. `id`: the event's message id, the due moment of a tick, the rules version, or the erasure's."""
 
     type: Literal["event", "tick", "rules", "merge", "erase"]
     id: str
@@ -29,7 +29,8 @@ class Cause(msgspec.Struct, frozen=True):
 class SegmentChange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One change of one user. `(gen, seq)` is unique and increasing within a shard; `prev_seq` is the change before it
     in this topic (0: none). `from` and `to` belong to stage and activity, `segment` to segments, `relation` and
-    `city_id` (GeoNames) to cohorts. `occurred_at` is when it became true, `recorded_at` when it was noticed."""
+    `city_id` (GeoNames) to cohorts. `user_erased` is the last to name a user: who keeps anything of them drops it.
+    `occurred_at` is when it became true, `recorded_at` when it was noticed."""
 
     user_id: str
     kind: ChangeKind
@@ -106,7 +107,7 @@ PUBLIC: dict[Topic, type[msgspec.Struct]] = {
     Topic.OUTCOMES: PushOutcome,
 }
 PRIVATE: dict[Topic, tuple[type[msgspec.Struct], ...]] = {
-    Topic.EVENTS: (events.Accepted, events.Rejected, events.Moved, events.TimeRecord),
+    Topic.EVENTS: (events.Accepted, events.Rejected, events.Moved, events.Erase, events.Readmit, events.TimeRecord),
     Topic.FEED: (events.FeedRow, events.FeedTime),
 }
 _INSTANTS = frozenset({"occurred_at", "recorded_at"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 ChangeKind = Literal[
     "stage_changed",
@@ -14,3 +14,7 @@ ChangeKind = Literal[
     "user_merged",
     "user_erased",
 ]
+USER_ERASED: Final = "user_erased"
+"""The last change of a user, and the last that names them."""
+BY_ERASURE: Final = "erase"
+"""The type of its cause, and that of whatever the user left because of it."""

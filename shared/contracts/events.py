@@ -81,6 +81,30 @@ class Moved(msgspec.Struct, array_like=True, tag="m", frozen=True, gc=False):
     to: int
 
 
+class Erase(msgspec.Struct, array_like=True, tag="e", frozen=True, gc=False):
+    """Raw record `src` asks that nothing be kept of a user any more, nor taken in of them from here on."""
+
+    src: int
+    prev: int
+    digest: bytes
+    rules: int
+    user_id: str
+    erasure_id: str
+    received_at: int
+
+
+class Readmit(msgspec.Struct, array_like=True, tag="u", frozen=True, gc=False):
+    """Raw record `src` asks that an erased user be taken in again, as somebody new."""
+
+    src: int
+    prev: int
+    digest: bytes
+    rules: int
+    user_id: str
+    erasure_id: str
+    received_at: int
+
+
 class TimeRecord(msgspec.Struct, array_like=True, tag="t", frozen=True, gc=False):
     """Everything received up to `as_of` has been decided; `src` is the last decision (-1: none yet).
 
@@ -93,7 +117,7 @@ class TimeRecord(msgspec.Struct, array_like=True, tag="t", frozen=True, gc=False
     as_of: int
 
 
-Decision = Accepted | Rejected | Moved | TimeRecord
+Decision = Accepted | Rejected | Moved | Erase | Readmit | TimeRecord
 
 
 class FeedRow(msgspec.Struct, array_like=True, tag="f", frozen=True, gc=False):

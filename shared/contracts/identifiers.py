@@ -80,6 +80,16 @@ def bucket(salt: str, assignment_id: str, buckets: int = 10_000) -> int:
     return int.from_bytes(raw, "big") % buckets
 
 
+def suppression_hash(salt: str, user_id: str) -> bytes:
+    """Sixteen bytes by which an erased user is known again, and by nobody who lacks the salt."""
+    return hashlib.blake2b(f"erased:{salt}:{user_id}".encode(), digest_size=16).digest()
+
+
+def alias_id() -> str:
+    """What takes the place of an erased user's id: random, so that nothing leads back."""
+    return fresh_id("erased-")
+
+
 def push_message_id(month: str, campaign: str, version: int, user_id: str, occurrence: str) -> str:
     """Message id of a push: `<yymm>-<hash(campaign, version, user, occurrence)>`.
 

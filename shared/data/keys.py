@@ -31,6 +31,7 @@ class AdminKeys:
         self._pool = pool
         self._scopes: Mapping[str, frozenset[str]] = {}
         self._read_at = -_FRESH_SECONDS
+        self._known = False
 
     async def require(self, request: Request) -> None:
         """FastAPI dependency: 401 unless `Authorization: Bearer <admin key>` holds a valid key, 403 unless that key
@@ -50,6 +51,9 @@ class AdminKeys:
         if scheme.lower() != "bearer" or not key:
             raise ApiError(401, "unauthorised", "send `Authorization: Bearer <admin key>`; see `perennial keys`")
         await self._refresh()
+        if not self._known:
+            message = "the database does not answer, and admin keys were never read; try again"
+            raise ApiError(503, "not_ready", message, headers={"Retry-After": "2"})
         scopes = self._scopes.get(key_hash(key.strip()))
         if scopes is None:
             raise ApiError(401, "unauthorised", "this admin key is not known, or was revoked; see `perennial keys`")
@@ -68,4 +72,4 @@ class AdminKeys:
                 raise
             return
         self._scopes = {row["sha256"]: frozenset(row["scopes"]) for row in rows}
-        self._read_at = monotonic()
+        self._read_at, self._known = monotonic(), True

@@ -17,6 +17,9 @@ FEED_ONLY_KINDS = frozenset(
     {"device_set", "device_removed", "profile_set", "consent_set", "opened", "session_began", "moment"}
 )
 
+OVERWRITTEN = -2
+"""The `src` of rows whose user was erased: their id means nothing, and nobody is told of them again."""
+
 _COLUMNS = (
     "shard",
     "gen",
@@ -46,7 +49,7 @@ _encode = msgspec.json.Encoder().encode
 
 class LedgerRow(msgspec.Struct, frozen=True, gc=False):
     """One numbered fact about a user. `prev_seq` is the row before it on the same public topic (0: none);
-    `src` the offset in `app.events.raw.v1` of its cause, under `log_id` (-1: none)."""
+    `src` the offset in `app.events.raw.v1` of its cause, under `log_id` (-1: none; OVERWRITTEN: its user is erased)."""
 
     shard: int
     gen: int
@@ -64,14 +67,16 @@ class LedgerRow(msgspec.Struct, frozen=True, gc=False):
     rules_version: int
 
     def feed_row(self) -> FeedRow:
-        """This row as `user.feed.v1` carries it: every number of the shard follows the one before."""
+        """This row as `user.feed.v1` carries it: every number of the shard follows the one before. One that is sent
+        again after its user was erased concerns nobody."""
+        erased = self.src == OVERWRITTEN
         return FeedRow(
             self.gen,
             self.seq,
             self.seq - 1,
-            self.user_id,
+            "" if erased else self.user_id,
             self.kind,
-            self.payload,
+            {} if erased else self.payload,
             self.occurred_at,
             self.recorded_at,
             (self.cause_type, self.cause_id),

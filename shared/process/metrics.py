@@ -82,7 +82,7 @@ GATEWAY_THROTTLED = _gauge(
 # ingest
 INGEST_DECISIONS = _counter(
     "perennial_ingest_decisions_total",
-    "Raw records decided: accepted, rejected, moved.",
+    "Raw records decided: accepted, rejected, moved; erase and readmit are requests about a user.",
     "moved > 0: a producer uses another partitioner.",
     "verdict",
 )
@@ -178,8 +178,9 @@ RELAYED = _counter(
 # segmenter
 SEGMENTER_EVENTS = _counter(
     "perennial_segmenter_events_total",
-    "Events folded into users: applied or duplicate.",
-    "duplicate rising: apps post again what they did not know was taken; see the gateway's 503 and its time to answer.",
+    "Events folded into users: applied, duplicate, or suppressed (of erased users, and dropped).",
+    "duplicate rising: apps post again what they did not know was taken; see the gateway's 503 and its time to answer."
+    " suppressed: apps still send for users who were erased.",
     "outcome",
 )
 SEGMENTER_CHANGES = _counter(
@@ -187,6 +188,12 @@ SEGMENTER_CHANGES = _counter(
     "Ledger rows by kind.",
     "dead_letter rising: see `perennial dlq list`; everything at once: new rules, or a refold.",
     "kind",
+)
+ERASURES = _counter(
+    "perennial_segmenter_erasures_total",
+    "Users erased, readmitted, or overwritten (their ids in the ledger, once the notifier has erased them as well).",
+    "erased ahead of overwritten for long: the notifier is behind or down.",
+    "did",
 )
 SEGMENTER_DUE = _counter(
     "perennial_segmenter_due_total", "Users brought forward by the sweep.", "Zero for hours: see the watermark's age."

@@ -24,6 +24,7 @@ PARTS = (
     "services/local",
     "services/cli_inspect.py",
     "services/cli_letters.py",
+    "services/cli_privacy.py",
 )
 STATEMENT = re.compile(r"\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM)\s+(?!0)", re.ASCII)
 NOT_ASYNCPGS = re.compile(r"\{|[ (]:[a-z]")

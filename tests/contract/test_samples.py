@@ -27,9 +27,11 @@ from shared.contracts.events import (
     Accepted,
     Context,
     Device,
+    Erase,
     FeedRow,
     FeedTime,
     Moved,
+    Readmit,
     Rejected,
     TimeRecord,
     decode_decision,
@@ -87,7 +89,7 @@ def test_public_records_are_as_asyncapi_says(sample: dict[str, Any]) -> None:
 def test_every_kind_of_public_record_has_a_sample() -> None:
     """A new kind of change without a sample would be free to change."""
     written = {sample["row"]["kind"] for sample in SAMPLES if sample["topic"] == Topic.CHANGES}
-    assert written == CHANGE_KINDS - {"user_merged", "user_erased"}, "nothing writes merges and erasures yet"
+    assert written == CHANGE_KINDS - {"user_merged"}, "nothing writes merges yet"
     assert {sample["topic"] for sample in SAMPLES} == {topic.value for topic in PUBLIC}
     outcomes = {sample["row"]["outcome"] for sample in SAMPLES if sample["topic"] == Topic.OUTCOMES}
     assert outcomes == {"sent", "suppressed", "held_out", "failed", "opened", "unknown"}
@@ -130,6 +132,12 @@ def test_decisions_written_by_the_first_version_read_the_same() -> None:
         )
     ) == Rejected(8, 7, bytes(8), 3, "u-1", "m-2", "missing_id", 1767225601000, "local")
     assert decode_decision(bytes.fromhex("96a16d0908c40800000000000000000304")) == Moved(9, 8, bytes(8), 3, 4)
+    assert decode_decision(
+        bytes.fromhex("98a1650a09c408000000000000000003a3752d31a465722d31cf0000019b76daafd0")
+    ) == Erase(10, 9, bytes(8), 3, "u-1", "er-1", 1767225602000)
+    assert decode_decision(
+        bytes.fromhex("98a1750b0ac408000000000000000003a3752d31a465722d32cf0000019b76daafd0")
+    ) == Readmit(11, 10, bytes(8), 3, "u-1", "er-2", 1767225602000)
     assert decode_decision(bytes.fromhex("95a17409c408000000000000000003cf0000019b76daafd0")) == TimeRecord(
         9, bytes(8), 3, 1767225602000
     )

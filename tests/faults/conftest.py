@@ -23,7 +23,14 @@ __all__ = ["node"]
 HERE = Path(__file__).parent
 APACHE = pytest.param("apache", marks=pytest.mark.kafka)
 BROKERS = ["embedded", APACHE]
-TWICE = {"test_crashes.py", "test_input.py", "test_replaced_log.py", "test_sdks.py", "test_takeover.py"}
+TWICE = {
+    "test_crashes.py",
+    "test_erasing.py",
+    "test_input.py",
+    "test_replaced_log.py",
+    "test_sdks.py",
+    "test_takeover.py",
+}
 """What every run does on the embedded broker; `make faults` does it on Apache Kafka, too."""
 
 

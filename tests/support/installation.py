@@ -57,6 +57,8 @@ SELECT coalesce(string_agg(problem, '; '), '') FROM (
     SELECT 'message ' || m.message_id || ' comes due' FROM notifier.message m
       JOIN segmenter.shard_time t USING (shard) WHERE m.state = 'waiting' AND m.release_at <= t.watermark + $1
     UNION ALL
+    SELECT 'erasure ' || erasure_id || ' is not done' FROM control.erasure WHERE done_at IS NULL
+    UNION ALL
     SELECT 'rules walk of ' || shard FROM segmenter.shard_time WHERE rules_cursor IS NOT NULL
     UNION ALL
     SELECT 'run ' || run_id || ' is not expanded over ' || shard FROM notifier.run_shard WHERE NOT done
@@ -294,6 +296,36 @@ class Rig:
                 pass
             await asyncio.sleep(0.25)
         raise AssertionError("the notifier took no alert")
+
+    async def erase(self, user_id: str, attempts: int = 80) -> str:
+        """Ask until it is taken that a user be erased; the receipt."""
+        admin = {"Authorization": f"Bearer {self.status['admin_key']}"}
+        for _ in range(attempts):
+            try:
+                async with self._http.delete(f"{self.status['gateway']}/v1/users/{user_id}", headers=admin) as answer:
+                    if answer.status == 202:
+                        return str((await answer.json())["erasure_id"])
+                    assert answer.status == 503, f"{answer.status}: {await answer.text()}"
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(0.25)
+        raise AssertionError("nobody was erased")
+
+    async def erased(self, *erasure_ids: str, seconds: float = 60) -> None:
+        """Wait until these requests are done."""
+        admin = {"Authorization": f"Bearer {self.status['admin_key']}"}
+
+        async def undone() -> str:
+            for erasure_id in erasure_ids:
+                async with self._http.get(
+                    f"{self.status['gateway']}/v1/erasures/{erasure_id}", headers=admin
+                ) as answer:
+                    told = await answer.json()
+                    if answer.status != 200 or told["state"] != "done":
+                        return str(told)
+            return ""
+
+        await eventually(undone, seconds)
 
     async def user(self, user_id: str) -> dict[str, Any]:
         """Where a user stands, as the read API tells it."""

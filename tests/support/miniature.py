@@ -14,18 +14,21 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken
-from services.segmenter import saving, store
+from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Requested, RequestKind, Taken
+from services.ingest.privacy import requests
+from services.segmenter import erasing, saving, store
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
-from shared.contracts.events import Accepted, Moved, Rejected, TimeRecord, encode
+from services.segmenter.shard import Draft, Erasure
+from shared.contracts.events import Accepted, Erase, Moved, Readmit, Rejected, TimeRecord, encode
 from shared.contracts.identifiers import record_digest, shard_of
 from shared.contracts.rules import Rules, encode_rules
 from shared.contracts.topics import Names
 from shared.data import shard_owner
 from shared.data.control import RulesBook
-from shared.data.ledger import LedgerRow
+from shared.data.ledger import FEED_ONLY_KINDS, OVERWRITTEN, LedgerRow
 from shared.data.shard_owner import Owner, Position
 from shared.gazetteer import load as load_gazetteer
 from shared.kafka import fenced_reader
@@ -98,6 +101,9 @@ class Miniature:
         self.ledger: list[LedgerRow] = []
         self.owners = {s: Owner(s, 0, 1, 1, 0, 0, 0) for s in range(shards)}
         self.positions = {s: Position(EVENTS, LOG) for s in range(shards)}
+        self.suppressed: dict[int, set[bytes]] = {s: set() for s in range(shards)}
+        self.erased: list[Erasure] = []
+        self._asked = 0
         self._intake: dict[int, Intake] = {}
         self._gazetteer = load_gazetteer()
         self._publisher = Publisher(Names(""))
@@ -113,6 +119,28 @@ class Miniature:
         self._append("app.events.raw.v1", shard, user.encode(), msgspec.json.encode(event), received_at, headers)
         return shard
 
+    def ask(self, kind: RequestKind, user: str, at: int) -> int:
+        """Append a request about a user to raw, as the gateway does; the partition."""
+        shard = shard_of(user, self.shards)
+        self._asked += 1
+        asked = requests.record(kind, user, f"er-{self._asked}", at)
+        self._append("app.events.raw.v1", shard, asked.key, asked.value, at, dict(asked.headers))
+        return shard
+
+    def overwrite(self) -> None:
+        """What is done to the ledger once everyone was told of an erasure."""
+        for one in self.erased:
+            for n, row in enumerate(self.ledger):
+                if (row.shard, row.user_id) == (one.shard, one.user_id) and row.seq <= one.seq:
+                    feed_only = row.kind in FEED_ONLY_KINDS
+                    self.ledger[n] = replace(
+                        row,
+                        user_id="" if feed_only else f"erased-{one.erasure_id.removeprefix('er-'):0>24}",
+                        src=OVERWRITTEN,
+                        payload={} if feed_only else row.payload,
+                    )
+        self.erased = []
+
     def decide(self, shard: int, version: int, since: int | None = None) -> None:
         """Decide what is undecided (or, as a second ingest would, what lies behind `since`)."""
         raw = self.topics["app.events.raw.v1"][shard]
@@ -123,7 +151,7 @@ class Miniature:
             )
             digest = record_digest(record.key, record.value)
             at = record.timestamp
-            decision: Accepted | Rejected | Moved
+            decision: Accepted | Rejected | Moved | Erase | Readmit
             if isinstance(verdict, Taken):
                 decision = Accepted(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.name,
@@ -132,6 +160,9 @@ class Miniature:
                 )  # fmt: skip
             elif isinstance(verdict, Misplaced):
                 decision = Moved(record.offset, prev, digest, version, verdict.shard)
+            elif isinstance(verdict, Requested):
+                kind = Readmit if verdict.readmit else Erase
+                decision = kind(record.offset, prev, digest, version, verdict.user_id, verdict.message_id, at)
             else:
                 decision = Rejected(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.reason, at,
@@ -229,6 +260,8 @@ class Miniature:
         patch.setattr(store, "times", self._times)
         patch.setattr(store, "versions", self._versions)
         patch.setattr(saving, "append", self._append_rows)
+        patch.setattr(erasing, "suppressed", self._suppressed)
+        patch.setattr(erasing, "save", self._save_erased)
         patch.setattr(fenced_reader, "transaction", self._transaction)
         patch.setattr(shard_owner, "_LOCK", "lock")
         patch.setattr(shard_owner, "_WRITE_OWNERS", "owners")
@@ -309,6 +342,18 @@ class Miniature:
         for shard, _seq, _at, _log, as_of, version in self.ticks:
             found[shard][version] = min(as_of, found[shard].get(version, as_of))
         return {s: [(since, v) for v, since in sorted(by.items())] for s, by in found.items()}
+
+    async def _suppressed(self, _: object, shards: Iterable[int]) -> tuple[str, dict[int, set[bytes]]]:
+        return "salt", {shard: set(self.suppressed[shard]) for shard in shards}
+
+    async def _save_erased(self, _: object, drafts: Iterable[Draft]) -> None:
+        for draft in drafts:
+            shard = draft.state.shard
+            self.suppressed[shard] |= {number for number, erased in draft.suppressed.items() if erased}
+            self.suppressed[shard] -= {number for number, erased in draft.suppressed.items() if not erased}
+            self.users = {key: row for key, row in self.users.items() if key[0] != shard or key[1] not in draft.gone}
+            self.spilled = {row for row in self.spilled if row[0] != shard or row[1] not in draft.gone}
+            self.erased += [one for one in draft.erasures if one.kind == "erase"]
 
     async def _append_rows(self, _: object, rows: list[LedgerRow]) -> None:
         self.ledger += rows

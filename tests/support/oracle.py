@@ -10,13 +10,14 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shared.contracts.events import FeedRow, decode_feed
+from shared.contracts.events import Accepted, Erase, FeedRow, decode_decision, decode_feed
 from tests.support import oracle_alerts, oracle_limits, oracle_log, oracle_messages, oracle_numbers, oracle_schedules
 from tests.support.oracle_fold import Shard
-from tests.support.oracle_snapshot import Snapshot, take
+from tests.support.oracle_snapshot import OVERWRITTEN, Snapshot, of_nobody, take
 
 
 class Verdict:
@@ -25,7 +26,19 @@ class Verdict:
     def __init__(self) -> None:
         self.differences: list[str] = []
         self.counts: dict[str, int] = dict.fromkeys(
-            ("raw", "accepted", "rejected", "moved", "duplicates", "decided_again", "decided_otherwise", "users"), 0
+            (
+                "raw",
+                "accepted",
+                "rejected",
+                "moved",
+                "erase",
+                "readmit",
+                "duplicates",
+                "decided_again",
+                "decided_otherwise",
+                "users",
+            ),
+            0,
         )
 
 
@@ -49,10 +62,11 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
         counts["decided_again"] += decided.repeats
         counts["decided_otherwise"] += decided.otherwise
         counts["users"] += len(should.people)
-    found += oracle_messages.check(snapshot, repeated_sends, unknown)
-    found += oracle_alerts.check(snapshot)
-    found += oracle_schedules.check(snapshot)
-    found += oracle_limits.check(snapshot)
+    told = without_erased(snapshot)
+    found += oracle_messages.check(told, repeated_sends, unknown)
+    found += oracle_alerts.check(told)
+    found += oracle_schedules.check(told)
+    found += oracle_limits.check(told)
     counts["ledger"] = len(snapshot.ledger)
     counts["ticks"] = len(snapshot.ticks)
     counts["messages"] = len(snapshot.messages)
@@ -67,6 +81,29 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
     rows = sum(isinstance(one, FeedRow) for one in sent)
     counts["sent_again"] = rows - len(snapshot.ledger)
     return verdict
+
+
+def without_erased(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without what is left of erased users: nothing tells any more what they should have been sent."""
+    decisions = [decode_decision(record.value or b"") for log in snapshot.events.values() for record in log]
+    erased = {one.user_id for one in decisions if isinstance(one, Erase)}
+    if not erased:
+        return snapshot
+    tokens = {
+        one.context.device.token
+        for one in decisions
+        if isinstance(one, Accepted) and one.user_id in erased and one.context and one.context.device
+    }
+    messages = [row for row in snapshot.messages if not of_nobody(row)]
+    kept = {row["message_id"] for row in messages}
+    return replace(
+        snapshot,
+        ledger=[row for row in snapshot.ledger if row["src"] != OVERWRITTEN],
+        messages=messages,
+        outcome_rows=[row for row in snapshot.outcome_rows if not of_nobody(row)],
+        pushes=snapshot.pushes
+        and [p for p in snapshot.pushes if p["token"] not in tokens or p["data"].get("message_id") in kept],
+    )
 
 
 async def examine(status: dict[str, Any], **allowed: int) -> Verdict:

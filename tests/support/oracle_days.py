@@ -16,10 +16,22 @@ Key = tuple[str, str, int]
 """(kind, name, day)"""
 
 
-def compare(snapshot: Snapshot, shard: int, people: Iterable[Person], history: Sequence[tuple[int, Book]]) -> list[str]:
+def compare(
+    snapshot: Snapshot,
+    shard: int,
+    people: Iterable[Person],
+    erased: Iterable[tuple[Person, int]],
+    history: Sequence[tuple[int, Book]],
+) -> list[str]:
+    """`erased`: who was, and when. What they did stays counted; on that day there is one less of them."""
     expected: Counter[Key] = Counter()
     for person in people:
         expected.update(of(person, history))
+    for person, at in erased:
+        expected.update(of(person, history))
+        expected["users", "all", at // DAY] -= 1
+        for role in person.roles:
+            expected["rate", role, at // DAY] -= 1
     actual = {(t["kind"], t["name"], t["day"]): t["users"] for t in snapshot.tallies_by_day if t["shard"] == shard}
     return [
         f"shard {shard}: on day {day} the count {kind} {name} is {actual.get((kind, name, day), 0)}, should be {should}"

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from shared.contracts.events import Accepted, Moved, Rejected
+from shared.contracts.events import Accepted, Erase, Moved, Readmit, Rejected
 from tests.support import oracle_days
 from tests.support.oracle_log import Decided
 from tests.support.oracle_person import Book, Person, Row
-from tests.support.oracle_snapshot import NO_SHOP, SHOP, Snapshot, cold, hot
+from tests.support.oracle_snapshot import NO_SHOP, OVERWRITTEN, SHOP, Snapshot, cold, hot
 
 FEED_ONLY = {"device_set", "device_removed", "profile_set", "consent_set", "opened", "session_began", "moment"}
 NOT_BROUGHT = "has not been brought"
 UNNAMED = "bug:record"
 ROLES = ((1, "customer"), (2, "repeat"), (4, "loyal"))
+
+
+class Gone(NamedTuple):
+    """A user who was erased, as they were then (None: nobody knew them), and the reasons of their dead letters."""
+
+    person: Person | None
+    at: int
+    erasure_id: str
+    letters: list[str]
 
 
 class Shard:
@@ -24,6 +33,8 @@ class Shard:
         self.shard = shard
         self.people: dict[str, Person] = {}
         self.dead: list[tuple[str, int, str]] = []
+        self.gone: list[Gone] = []
+        self.suppressed: set[str] = set()
         self.duplicates = 0
         self.version = 0
         self._problems = problems
@@ -54,6 +65,12 @@ class Shard:
             if isinstance(decision, Rejected | Accepted) and decision.src in poison:
                 reason = poison[decision.src]
                 self.dead.append((reason, decision.src, "" if reason == UNNAMED else decision.user_id))
+            elif isinstance(decision, Erase):
+                self._erase(decision)
+            elif isinstance(decision, Readmit):
+                self.suppressed.discard(decision.user_id)
+            elif isinstance(decision, Rejected | Accepted) and decision.user_id in self.suppressed:
+                pass
             elif isinstance(decision, Rejected):
                 self.dead.append((decision.reason, decision.src, decision.user_id))
             elif isinstance(decision, Accepted):
@@ -79,6 +96,16 @@ class Shard:
                 self._history.append((tick["as_of"], self._books[self.version]))
             for person in self.people.values():
                 person.comes_to(self._now, self._books[self.version], self._history)
+
+    def _erase(self, asked: Erase) -> None:
+        person = self.people.pop(asked.user_id, None)
+        book = self._books.get(self.version)
+        if person is not None and book is not None:
+            person.comes_to(max(asked.received_at, self._now), book, self._history)
+        letters = [reason for reason, _, user in self.dead if user == asked.user_id]
+        self.dead = [letter for letter in self.dead if letter[2] != asked.user_id]
+        self.gone.append(Gone(person, asked.received_at, asked.erasure_id, letters))
+        self.suppressed.add(asked.user_id)
 
     def _event(self, decision: Accepted) -> None:
         book = self._books.get(self.version)
@@ -132,10 +159,14 @@ class Shard:
             if 0 <= due <= watermark:
                 found.append(f"user {user_id}: due at {due}, {NOT_BROUGHT} to the watermark {watermark}")
             found += person.doubts
+        overwritten = [row for row in ledger if row["src"] == OVERWRITTEN]
+        ledger = [row for row in ledger if row["src"] != OVERWRITTEN]
         found += self._rows(ledger)
         found += self._dead(ledger)
+        found += self._overwritten(overwritten)
         found += self._counts(snapshot)
-        found += oracle_days.compare(snapshot, self.shard, self.people.values(), self._history)
+        known = [(one.person, one.at) for one in self.gone if one.person is not None]
+        found += oracle_days.compare(snapshot, self.shard, self.people.values(), known, self._history)
         found += self._members(snapshot, ledger)
         return found
 
@@ -192,6 +223,41 @@ class Shard:
         found = [f"shard {self.shard}: dead letter {letter} is missing" for letter in missing.elements()]
         return found + [f"shard {self.shard}: dead letter {letter} should not be" for letter in added.elements()]
 
+    def _overwritten(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What erased users leave: their story under an id that means nothing, ended by having left everything."""
+        found = []
+        by_alias: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        aliases: dict[str, str] = {}
+        for row in rows:
+            by_alias[row["user_id"]].append(row)
+            if row["kind"] == "user_erased":
+                aliases[row["cause_id"]] = row["user_id"]
+        for one in self.gone:
+            left = by_alias.pop(aliases.get(one.erasure_id, ""), [])
+            if one.person is not None and (doubts := one.person.doubts):
+                found += doubts
+            letters = Counter(row["payload"]["reason"] for row in left if row["kind"] == "dead_letter")
+            if letters != Counter(one.letters):
+                found.append(f"erasure {one.erasure_id}: dead letters {letters}, should be {Counter(one.letters)}")
+            told = [row for row in left if row["kind"] != "dead_letter" and row["kind"] not in FEED_ONLY]
+            should = [row for row in one.person.rows if row.kind not in FEED_ONLY] if one.person is not None else []
+            story = [(row["kind"], row["payload"], row["occurred_at"]) for row in told]
+            if story[: len(should)] != [(row.kind, row.payload, row.occurred_at) for row in should]:
+                found.append(f"erasure {one.erasure_id}: what is left is {story}, should be {should}")
+            exits: list[tuple[str, dict[str, Any]]] = [
+                ("segment_exited", {"segment": s}) for s in (one.person.segments if one.person else ())
+            ]
+            exits += [
+                ("cohort_exited", {"relation": relation, "city_id": city})
+                for relation, city in (_ties(one.person) if one.person else ())
+            ]
+            ended = [(kind, payload) for kind, payload, at in story[len(should) :] if at == one.at]
+            if sorted(map(str, ended[:-1])) != sorted(map(str, exits)) or ended[-1:] != [("user_erased", {})]:
+                found.append(f"erasure {one.erasure_id}: ends with {ended}, should leave {exits}")
+        nameless = [row for row in by_alias.pop("", []) if row["payload"]]
+        found += [f"shard {self.shard}: row {row['seq']} still says something" for row in nameless]
+        return found + [f"shard {self.shard}: nobody was erased who left {alias}" for alias in by_alias]
+
     def _counts(self, snapshot: Snapshot) -> list[str]:
         expected: Counter[tuple[str, str]] = Counter()
         for person in self.people.values():
@@ -204,6 +270,11 @@ class Shard:
             expected["total", "revenue"] += orders["revenue"]
             expected.update(("segment", segment) for segment in person.segments)
             expected.update(("cohort", f"{relation}:{city}") for relation, city in _ties(person))
+        for one in self.gone:
+            if one.person is not None:
+                orders = one.person.bought.measures()
+                expected["total", "orders"] += orders["orders"]
+                expected["total", "revenue"] += orders["revenue"]
         actual = {(t["kind"], t["name"]): t["users"] for t in snapshot.tallies if t["shard"] == self.shard}
         return [
             f"shard {self.shard}: tally {key} is {actual.get(key, 0)}, should be {expected[key]}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRecord, decode_decision
+from shared.contracts.events import Accepted, Decision, Erase, Moved, Readmit, Rejected, TimeRecord, decode_decision
 from shared.contracts.identifiers import shard_of
 from tests.support.oracle_snapshot import Log, Snapshot
 from tests.support.oracle_topics import Seen
@@ -14,11 +14,14 @@ from tests.support.oracle_topics import Seen
 NAMES = {"screen": "$screen", "page": "$page", "identify": "$identify", "group": "$group", "alias": "$alias"}
 
 
+First = Accepted | Rejected | Moved | Erase | Readmit
+
+
 class Decided:
     """One shard's first decisions, in the order of raw, and how often a later writer decided again."""
 
     def __init__(self) -> None:
-        self.first: list[Accepted | Rejected | Moved] = []
+        self.first: list[First] = []
         self.repeats = 0
         self.otherwise = 0
         self.versions: set[int] = set()
@@ -69,7 +72,7 @@ def check(snapshot: Snapshot, shard: int, decided: Decided, problems: list[str])
             problems += [f"raw[{shard}]@{decision.src}: {misfit}" for misfit in misfits]
 
 
-def _misfits(decision: Accepted | Rejected | Moved, record: Seen, shard: int, snapshot: Snapshot) -> list[str]:
+def _misfits(decision: First, record: Seen, shard: int, snapshot: Snapshot) -> list[str]:
     digest = hashlib.blake2b((record.key or b"") + b"\x00" + (record.value or b""), digest_size=8).digest()
     found = [] if digest == decision.digest else ["the digest is another record's"]
     try:
@@ -87,6 +90,8 @@ def _misfits(decision: Accepted | Rejected | Moved, record: Seen, shard: int, sn
         return found
     if told is None or user is None:
         return found if isinstance(decision, Rejected) else [*found, "it was accepted and cannot be read"]
+    if isinstance(decision, Erase | Readmit):
+        return [*found, *_not_asked(decision, user, record)]
     if isinstance(decision, Rejected):
         return found if decision.reason else [*found, "it was rejected without a reason"]
     # the gateway's header comes first: it names events that name none themselves
@@ -111,6 +116,12 @@ def _misfits(decision: Accepted | Rejected | Moved, record: Seen, shard: int, sn
         if given != value and not isinstance(given, dict) and value != str(given)[:1024]:
             found.append(f"property {name} is {value!r} and was {given!r}")
     return found
+
+
+def _not_asked(decision: Erase | Readmit, user: Any, record: Seen) -> list[str]:
+    asked = (user, record.headers.get("message_id", b"").decode(), record.headers.get("mode", b"").decode())
+    taken = (decision.user_id, decision.erasure_id, type(decision).__name__.lower())
+    return [] if asked == taken else [f"it was taken for the request {taken}, and is {asked}"]
 
 
 def _copied(decision: Moved, record: Seen, raw: Log) -> bool:

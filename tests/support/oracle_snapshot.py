@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ NO_SHOP: dict[str, Any] = dict.fromkeys(SHOP, 0) | {
 }
 # fmt: on
 COLD = ["devices", "locale", "timezone", "app_version"]
+OVERWRITTEN = -2
+"""The `src` of a ledger row whose user is erased."""
 Rows = list[dict[str, Any]]
 Log = dict[int, list[Seen]]
 
@@ -133,7 +136,7 @@ async def take(status: dict[str, Any]) -> Snapshot:
         setattr(snapshot, name, found)
     snapshot.context = (await oracle_topics.read(status["kafka"], status["prefix"] + "context.events.v1", 1))[0]
     if status.get("sandbox"):
-        snapshot.pushes = _of_then(await _pushes(status["sandbox"]), snapshot.messages, began_ms)
+        snapshot.pushes = _of_then(await pushes_of(status["sandbox"]), snapshot.messages, began_ms)
     return snapshot
 
 
@@ -148,7 +151,7 @@ def _of_then(pushes: list[dict[str, Any]], messages: Rows, began_ms: int) -> lis
     ]
 
 
-async def _pushes(sandbox: str) -> list[dict[str, Any]]:
+async def pushes_of(sandbox: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     cursor: str | None = "0"
     async with aiohttp.ClientSession() as http:
@@ -158,6 +161,11 @@ async def _pushes(sandbox: str) -> list[dict[str, Any]]:
             found += page["items"]
             cursor = page["next"]
     return found
+
+
+def of_nobody(row: dict[str, Any]) -> bool:
+    """Whether a row of the notifier is one whose user is erased."""
+    return bool(re.fullmatch(r"erased-[0-9a-f]{24}", row["user_id"]))
 
 
 def hot(row: dict[str, Any]) -> dict[str, Any]:

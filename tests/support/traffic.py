@@ -117,11 +117,21 @@ class Traffic:
             self.posted += len(events) * times
             await asyncio.sleep(max(0.0, began + self.posted / times / rate - time.monotonic()))
 
+    async def erase(self, rig: Rig, pause: float = 1.5) -> None:
+        """Have users erased for ever, one after the other; events of theirs go on being posted."""
+        for user in self._users:
+            await asyncio.sleep(pause)
+            await rig.erase(user)
+
     @asynccontextmanager
-    async def during(self, rig: Rig, rate: float = 200.0, storms: Storms | None = None) -> AsyncIterator[None]:
-        """Post while the block runs, alerts too; a load that fails ends it."""
+    async def during(
+        self, rig: Rig, rate: float = 200.0, storms: Storms | None = None, erasing: bool = True
+    ) -> AsyncIterator[None]:
+        """Post while the block runs, alerts too, and have a user erased now and then; a load that fails ends it."""
         async with asyncio.TaskGroup() as group:
             loads = [group.create_task(self.run(rig, 1e9, rate))]
+            if erasing:
+                loads.append(group.create_task(self.erase(rig)))
             if storms is not None:
                 loads.append(group.create_task(storms.run(rig)))
             try:

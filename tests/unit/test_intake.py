@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Refused, Taken, Verdict
+from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Refused, Requested, Taken, Verdict
+from services.ingest.domain.replaying import again
 from shared.contracts.events import Accepted, Device, decode_decision, encode
 from shared.contracts.identifiers import MAX_ID_CHARS, shard_of
 from shared.contracts.rules import Privacy
@@ -296,6 +297,32 @@ def test_a_record_under_another_key_has_to_move() -> None:
     right = shard_of("u-1", SHARDS)
     for key in ("somebody", None):
         assert _judge(OPENED, key=key, partition=right) == Misplaced("u-1", "m-1", right)
+
+
+# -- requests about a user ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["erase", "readmit"])
+def test_a_request_is_known_by_its_mode(mode: str) -> None:
+    """An id that names a person is no reason to keep what was kept under it; what lies elsewhere has to move first."""
+    for user in ("u-1", "ann@example.com"):
+        body = {"type": mode, "userId": user, "messageId": "er-1"}
+        assert _judge(body, key=user, mode=mode, message_id="er-1") == Requested(user, "er-1", mode == "readmit")
+    assert isinstance(_judge(body, key="else", mode=mode), Misplaced)
+    assert _reason({"type": mode}, mode=mode) == "missing_id"
+
+
+@pytest.mark.parametrize("mode", ["live", "import", "replay", ""])
+def test_an_event_that_calls_itself_a_request_is_none(mode: str) -> None:
+    """Whoever holds a write key may post any body and any type; the mode is the gateway's."""
+    body = {"type": "erase", "mode": "erase", "userId": "u-1", "messageId": "m-1"}
+    assert _reason(body, mode=mode, type="erase") == "unknown_type"
+
+
+def test_a_request_that_is_replayed_stays_one() -> None:
+    for mode, kept in (("erase", b"erase"), ("readmit", b"readmit"), ("import", b"import"), ("live", b"replay")):
+        raw = _raw(OPENED, mode=mode)
+        assert dict(again(raw, _intake().judge(raw)).headers)["mode"] == kept
 
 
 def test_one_moved_is_taken_where_it_arrives() -> None:

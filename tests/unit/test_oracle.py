@@ -49,6 +49,7 @@ def live(
     versions: Iterable[int] = (1,),
     events: int = 300,
     kind: type[Traffic] = Traffic,
+    erasing: float = 0,
 ) -> None:
     """Users come and go for `days`, the sweep comes by now and then, the owner changes, rules change."""
     chance, order = random.Random(seed), list(versions)
@@ -59,6 +60,9 @@ def live(
         world.clock.now = int(now * 1000)
         version = order[min(len(order) - 1, number * len(order) // events)]
         shard = world.post(traffic.event(now), world.clock.now)
+        if erasing and chance.random() < erasing:
+            user = f"u{seed}-{chance.randrange(12)}"
+            world.ask("erase" if chance.random() < 0.6 else "readmit", user, world.clock.now)
         if chance.random() < 0.5:
             world.decide(shard, version)
         if chance.random() < 0.2:
@@ -85,6 +89,28 @@ def test_nothing_is_found_where_nothing_is_wrong(seed: int, monkeypatch: pytest.
     live(world, seed, days=70)
     assert differences(world) == []
     assert len(world.ledger) > 300 and len(world.ticks) > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_erased_users_are_refolded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erased in mid-life, once or several times, taken in again or not."""
+    world = Miniature({1: rules()}, monkeypatch)
+    live(world, seed, days=70, erasing=0.08)
+    rows = {row.kind for row in world.ledger}
+    assert {"user_erased", "segment_exited", "cohort_exited"} <= rows
+    assert any(world.suppressed.values())
+    world.overwrite()
+    assert differences(world) == []
+    erased = [row for row in world.ledger if row.kind == "user_erased"]
+    assert len(erased) > 3 and all(row.user_id.startswith("erased-") for row in erased)
+
+
+def test_erased_users_of_a_shop_leave_their_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was bought was bought; who bought it counts no longer, from that day on."""
+    world = Miniature({1: rules(), 2: shop_rules()}, monkeypatch)
+    live(world, 1, days=60, versions=(1, 2, 2), events=500, kind=ShopTraffic, erasing=0.05)
+    world.overwrite()
+    assert differences(world) == []
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from services.notifier.domain.campaign import (
     beginning,
@@ -85,6 +86,7 @@ def consent(**given: bool) -> FeedRow:
         (SegmentTrigger(["s"]), segment("exited", "s"), False),
         (SegmentExitTrigger(["s"]), segment("exited", "s"), True),
         (SegmentExitTrigger(["s"]), segment("entered", "s"), False),
+        (SegmentExitTrigger(["s"]), replace(segment("exited", "s"), cause=("erase", "er-1")), False),
     ],
 )
 def test_a_trigger_matches_only_its_own_changes(trigger: Trigger, row: FeedRow, expected: bool) -> None:

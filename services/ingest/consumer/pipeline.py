@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.ingest.domain import replaying
-from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Taken, Verdict, raw_record
+from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Requested, Taken, Verdict, raw_record
 from services.ingest.domain.tracking_plan import Violation
-from shared.contracts.events import Accepted, Decision, Moved, Rejected, TimeRecord, decode_decision, encode
+from shared.contracts.events import (
+    Accepted,
+    Decision,
+    Erase,
+    Moved,
+    Readmit,
+    Rejected,
+    TimeRecord,
+    decode_decision,
+    encode,
+)
 from shared.contracts.identifiers import record_digest
 from shared.kafka.log_reader import LogReader
 from shared.kafka.records import InRecord
@@ -88,7 +98,7 @@ class Pipeline:
         self._intake: Intake | None = None
         self._rules_version = 0
         TRANSIENT.labels("ingest")
-        begin_each(INGEST_DECISIONS, ("accepted", "rejected", "moved"))
+        begin_each(INGEST_DECISIONS, ("accepted", "rejected", "moved", "erase", "readmit"))
         LAG.labels("ingest").set_function(lambda: float(self._consumer.lag()))
         HELD.labels("ingest").set_function(self._consumer.held_seconds)
         self._age = EVENT_AGE.labels("ingest")
@@ -268,6 +278,14 @@ class Pipeline:
                 moved.append((verdict.shard, _again(raw, verdict)))
                 counts["moved"] = counts.get("moved", 0) + 1
                 key = verdict.user_id.encode()
+            elif isinstance(verdict, Requested):
+                kind = Readmit if verdict.readmit else Erase
+                decision = kind(
+                    record.offset, prev, digest, version, verdict.user_id, verdict.message_id, raw.received_at
+                )
+                name = kind.__name__.lower()
+                counts[name] = counts.get(name, 0) + 1
+                key = record.key
             else:
                 decision = Rejected(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.reason,

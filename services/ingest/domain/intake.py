@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -23,6 +23,9 @@ from shared.kafka.records import InRecord
 from shared.process.clock import parse_instant
 
 DAY_MS = 86_400_000
+RequestKind = Literal["erase", "readmit"]
+"""Modes of records that are no events but requests, as an operator makes them; no tracking call writes these."""
+REQUESTS: tuple[RequestKind, ...] = get_args(RequestKind)
 _POSTED = ("live", "replay")
 """Events of phones: their clocks are corrected and their age is bounded, by when they were received first."""
 MAX_TEXT = 1024
@@ -84,6 +87,14 @@ class Refused(NamedTuple):
     violations: tuple[Violation, ...] = ()
 
 
+class Requested(NamedTuple):
+    """No event but a request: to erase the user, or to readmit one who is erased. `message_id` is the request's."""
+
+    user_id: str
+    message_id: str
+    readmit: bool
+
+
 class Misplaced(NamedTuple):
     """The record does not lie in its user's partition under its user's id; it has to go to `shard`."""
 
@@ -92,7 +103,7 @@ class Misplaced(NamedTuple):
     shard: int
 
 
-Verdict = Taken | Refused | Misplaced
+Verdict = Taken | Refused | Requested | Misplaced
 
 
 class Posted(NamedTuple):
@@ -196,6 +207,10 @@ class Intake:
         shard = self._shard_of(user_id)
         if shard != raw.partition or key != user_id:
             return Misplaced(user_id, message_id, shard)
+        mode = _text(headers.get("mode"))
+        if mode in REQUESTS:
+            # whatever the id looks like: nothing may be kept of a person because their id names them
+            return Requested(user_id, message_id, mode == "readmit")
         verdict = self._content(event, raw, user_id, message_id, source)
         if isinstance(verdict, Taken):
             return verdict

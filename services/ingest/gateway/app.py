@@ -15,14 +15,18 @@ from pathlib import Path
 from services.ingest.gateway.api import make_api
 from services.ingest.gateway.broker import Broker, Outlet
 from services.ingest.gateway.budget import Budget
-from services.ingest.gateway.collector import Collector
+from services.ingest.gateway.collector import Collector, Outcome
 from services.ingest.gateway.connections import connections
 from services.ingest.gateway.keys import KeyBook
 from services.ingest.gateway.keys_feed import KeysFeed
-from services.ingest.gateway.records import placing
+from services.ingest.gateway.records import RECORD_OVERHEAD_BYTES, placing
 from services.ingest.gateway.settings import GatewaySettings
 from services.ingest.gateway.tracking import Tracking
+from services.ingest.privacy.api import privacy
+from services.ingest.privacy.requests import Send
 from shared.contracts.topics import Names, Topic
+from shared.data.db import Pool, connect_pool
+from shared.kafka.sender import Record, SendFailed
 from shared.process import logs
 from shared.process.clock import Clock
 from shared.process.http import Health, serve
@@ -39,13 +43,29 @@ def make_app(
     clock: Clock,
     shards: int,
     settings: GatewaySettings,
+    admin: Pool | None = None,
 ) -> tuple[Tracking, Collector]:
-    """The HTTP side, on any keys and any broker."""
+    """The HTTP side, on any keys and any broker; with a database, users can be erased as well."""
     budget = Budget(settings.in_flight_bytes)
     collector = Collector(outlet, shards, budget, settings.deadline_seconds, health)
     api = make_api(keys, health)
+    if admin is not None:
+        api.include_router(privacy(admin, asking(collector, outlet, budget), clock, shards))
     place = placing(shards)
     return Tracking(api, keys, collector, outlet, budget, place, clock, settings.body_seconds), collector
+
+
+def asking(collector: Collector, outlet: Outlet, budget: Budget) -> Send:
+    """How a request about a user gets into raw: among the user's events, behind those acknowledged before."""
+
+    async def send(shard: int, record: Record) -> None:
+        need = len(record.value) + RECORD_OVERHEAD_BYTES
+        if outlet.away or collector.closing or not budget.take(need):
+            raise SendFailed("this gateway cannot write to the broker now")
+        if await collector.post({shard: [record]}, need) is not Outcome.ACKNOWLEDGED:
+            raise SendFailed("the broker did not acknowledge the request")
+
+    return send
 
 
 async def tell_readiness(keys: KeyBook, outlet: Outlet, health: Health) -> None:
@@ -75,7 +95,10 @@ async def run() -> int:
         probe_seconds=settings.probe_seconds,
     )
     stack.push_async_callback(broker.stop)
-    app, collector = make_app(keys, broker, health, clock, installation.shards, settings)
+    # it takes events without Postgres, also when it starts
+    admin = await connect_pool(installation.postgres, size=2, at_once=False)
+    stack.callback(admin.terminate)
+    app, collector = make_app(keys, broker, health, clock, installation.shards, settings, admin)
     stack.push_async_callback(collector.drain)
     supervisor = Supervisor(stack)
     supervisor.add("keys", feed.run())

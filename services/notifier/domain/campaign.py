@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from shared.contracts.changes import BY_ERASURE
 from shared.contracts.events import FeedRow
 from shared.contracts.rules import (
     ActivityTrigger,
@@ -120,7 +121,8 @@ def _moment(event: str) -> str:
 
 
 def matches(trigger: Trigger, row: FeedRow) -> bool:
-    """Whether the row is what a campaign waits for. An empty list matches any."""
+    """Whether the row is what a campaign waits for. An empty list matches any. Who leaves a segment because they are
+    erased is told of nothing."""
     match trigger:
         case StageTrigger():
             return row.kind == "stage_changed" and _moved(trigger.from_, trigger.to, row)
@@ -131,7 +133,8 @@ def matches(trigger: Trigger, row: FeedRow) -> bool:
         case SegmentTrigger():
             return row.kind == "segment_entered" and row.payload["segment"] in trigger.segment
         case SegmentExitTrigger():
-            return row.kind == "segment_exited" and row.payload["segment"] in trigger.segment
+            left = row.kind == "segment_exited" and row.cause[0] != BY_ERASURE
+            return left and row.payload["segment"] in trigger.segment
         case AlertTrigger() | ScheduleTrigger():
             return False
 

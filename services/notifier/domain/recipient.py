@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from shared.contracts.changes import USER_ERASED
 from shared.contracts.events import Device, FeedRow
 
 MAX_DEVICES = 8
@@ -42,7 +43,7 @@ def fold(recipient: Recipient | None, row: FeedRow) -> Recipient | None:
     A row that changes nothing returns the very object that came in, so the caller need not write it. Folding
     a row again changes nothing. Kinds that are no business of the notifier are ignored.
     """
-    if row.kind == "user_erased":
+    if row.kind == USER_ERASED:
         return None
     known = recipient or Recipient(row.user_id, assignment_id=row.user_id)
     changes = _changes(known, row.kind, row.payload)

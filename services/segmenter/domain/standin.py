@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord
+from shared.contracts.events import Accepted, Decision, Erase, Readmit, Rejected, TimeRecord
 
 NOT_DECIDED = "bug:decide"
 NOT_KEPT = "bug:record"
@@ -21,6 +21,11 @@ def instead(decision: Decision) -> Decision:
             )  # fmt: skip
         case Rejected():
             return replace(decision, user_id="", message_id="", reason=NOT_KEPT, source="")
+        case Erase() | Readmit():
+            return Rejected(
+                decision.src, decision.prev, decision.digest, decision.rules, decision.user_id, decision.erasure_id,
+                NOT_DECIDED, decision.received_at, "privacy",
+            )  # fmt: skip
         case TimeRecord():
             return replace(decision, as_of=0)
     return decision
