@@ -50,13 +50,10 @@ class Publisher:
 
 def change(row: LedgerRow) -> dict[str, Any]:
     """The value of a record of `segment.changes.v1`; also what the timeline shows."""
-    payload = row.payload
-    if "city_id" in payload:
-        payload = {**payload, "city_id": str(payload["city_id"])}  # ids are strings wherever others read them
-    return {
+    told = {
         "user_id": row.user_id,
         "kind": row.kind,
-        **payload,
+        **row.payload,
         "occurred_at": iso(row.occurred_at),
         "recorded_at": iso(row.recorded_at),
         "cause": {"type": row.cause_type, "id": row.cause_id},
@@ -66,6 +63,9 @@ def change(row: LedgerRow) -> dict[str, Any]:
         "prev_seq": row.prev_seq,
         "rules_version": row.rules_version,
     }
+    if "city_id" in told:
+        told["city_id"] = str(told["city_id"])  # ids are strings wherever others read them
+    return told
 
 
 def dead_letter(row: LedgerRow) -> dict[str, Any]:

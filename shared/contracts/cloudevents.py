@@ -15,20 +15,12 @@ def headers(*, event_id: str, source: str, kind: str, time: str, subject: str) -
 
     Optional attributes must not be empty: a record about nobody has no subject.
     """
-    found = [
-        *_SAME,
-        ("ce_id", event_id.encode()),
-        _recurring("ce_source", source),
-        _recurring("ce_type", kind),
-        _recurring("ce_time", time),
-    ]
-    if subject:
-        who = subject.encode()
-        found += [("ce_subject", who), ("ce_partitionkey", who)]
-    return found
+    who = subject.encode()
+    whose = [("ce_subject", who), ("ce_partitionkey", who)] if who else []
+    return [*_shared(source, kind, time), ("ce_id", event_id.encode()), *whose]
 
 
 @lru_cache(4096)
-def _recurring(name: str, value: str) -> tuple[str, bytes]:
+def _shared(source: str, kind: str, time: str) -> tuple[tuple[str, bytes], ...]:
     """Many records share their source and kind, those of one batch their time."""
-    return name, value.encode()
+    return *_SAME, ("ce_source", source.encode()), ("ce_type", kind.encode()), ("ce_time", time.encode())

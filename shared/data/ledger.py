@@ -96,8 +96,10 @@ async def append(connection: Connection, rows: list[LedgerRow]) -> None:
 
 
 def _tuple(row: LedgerRow) -> tuple[Any, ...]:
-    values = msgspec.structs.astuple(row)
-    return (*values[:6], _encode(row.payload).decode(), *values[7:])
+    return (
+        row.shard, row.gen, row.seq, row.prev_seq, row.user_id, row.kind, _encode(row.payload).decode(),
+        row.cause_type, row.cause_id, row.log_id, row.src, row.occurred_at, row.recorded_at, row.rules_version,
+    )  # fmt: skip
 
 
 async def unsent(connection: Connection, shard: int, relayed: int, limit: int = 5000) -> list[LedgerRow]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from shared.process.errors import Transient
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes
-    headers: list[tuple[str, bytes]] = []  # noqa: RUF012 - never changed; aiokafka takes nothing but a list
+    headers: list[tuple[str, bytes]] = []
 
 
 class SendFailed(Transient):
@@ -79,8 +80,8 @@ class Sender:
             raise SendFailed("the producer is not started")
         batch = producer.create_batch()
         end = start
-        for key, value, headers in records[start:] if start else records:
-            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+        for record in records[start:] if start else records:
+            if batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
                 break
             end += 1
         batch.close()

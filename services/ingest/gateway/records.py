@@ -39,7 +39,7 @@ def records_by_partition(
     sent = ("sent_at", b"")
     from_source = ("source", source.encode())
     in_mode = _MODES[mode]
-    types, new = _TYPES, tuple.__new__
+    types = _TYPES
     found: dict[int, list[Record]] = {}
     for user_id, kind, message_id, sent_at, value in events:
         if sent_at is not sent[1]:  # the events of a batch share the envelope's
@@ -47,7 +47,7 @@ def records_by_partition(
         partition, key = place(source if user_id is None else user_id)
         typed = types.get(kind) or ("type", kind.encode())
         told = ("message_id", (message_id or fresh_id("g-")).encode())
-        record = new(Record, (key, value, [received, sent, typed, told, from_source, in_mode]))
+        record = Record(key, value, [received, sent, typed, told, from_source, in_mode])
         lane = found.get(partition)
         if lane is None:
             found[partition] = [record]
