@@ -131,8 +131,9 @@ class Draft:
         for day, kind, name, by in daily:
             by_day[kind, name, day, shard] += by
         for change in changes:
-            self._number(user_id, change, src)
-            self._count(user_id, change)
+            seq = self._number(user_id, change, src)
+            if change.kind in CHANGE_KINDS:
+                self._count(user_id, change, seq)
 
     def leaves(self, user_id: str, entry: Entry, changes: list[Change], daily: list[Daily], src: int) -> None:
         """The user is erased: their last changes, their place in every count of who is here, and their rows."""
@@ -146,15 +147,16 @@ class Draft:
         for day, kind, name, by in daily:
             self.daily[kind, name, day, shard] += by
         for change in changes:
-            self._number(user_id, change, src)
-            self._count(user_id, change)
+            seq = self._number(user_id, change, src)
+            if change.kind in CHANGE_KINDS:
+                self._count(user_id, change, seq)
         self.dirty.pop(user_id, None)
         self.new_cold.discard(user_id)
         self.spilled = [row for row in self.spilled if row[1] != user_id]
         self.gone.add(user_id)
         self.state.users[user_id] = Entry(cold_known=True, spilled=set())
 
-    def _count(self, user_id: str, change: Change) -> None:
+    def _count(self, user_id: str, change: Change, seq: int) -> None:
         shard, payload, tallies = self.state.shard, change.payload, self.tallies
         match change.kind:
             case "stage_changed" | "activity_changed":
@@ -171,9 +173,9 @@ class Draft:
                 assert isinstance(city, int)
                 entered = change.kind == "cohort_entered"
                 tallies[shard, "cohort", f"{relation}:{city}"] += 1 if entered else -1
-                self.members[shard, city, relation, user_id] = self.rows[-1].seq if entered else None
+                self.members[shard, city, relation, user_id] = seq if entered else None
 
-    def _number(self, user_id: str, change: Change, src: int) -> None:
+    def _number(self, user_id: str, change: Change, src: int) -> int:
         owner, seq = self.owner, self.owner.next_seq
         owner.next_seq = seq + 1
         prev = 0
@@ -187,6 +189,7 @@ class Draft:
                 change.cause_id, self.log_id, src, change.occurred_at, self.recorded_at, self.state.version,
             )
         )  # fmt: skip
+        return seq
 
     def number(self, owner: Owner) -> None:
         """Hand the numbers this draft used to the locked owner row, which still stands where it began."""
