@@ -14,7 +14,7 @@ from shared.data.ledger import append
 async def save(connection: Connection, drafts: Collection[Draft]) -> None:
     """Write what these drafts changed; their numbers are already the owner rows'."""
     await erasing.save(connection, drafts)
-    users = [row for draft in drafts for row in draft.user_rows()]
+    users = [row for draft in sorted(drafts, key=lambda draft: draft.state.shard) for row in draft.user_rows()]
     if users:
         await store.save_users(connection, users)
     rows = [row for draft in drafts for row in draft.rows]

@@ -197,13 +197,14 @@ class Draft:
         owner.last_change_seq, owner.last_dead_seq = self.owner.last_change_seq, self.owner.last_dead_seq
 
     def user_rows(self) -> list[tuple[int, str, int | None, int, bytes, bytes | None]]:
-        """The rows to save; each entry's due bucket becomes what the table will hold.
+        """The rows to save, by user id; each entry's due bucket becomes what the table will hold.
 
         An event only lowers the bucket: a lower bound is enough, and leaving the indexed column alone keeps
         the update cheap. The sweep raises it (see `raise_bucket`).
         """
         rows: list[tuple[int, str, int | None, int, bytes, bytes | None]] = []
-        for user_id, entry in self.dirty.items():
+        for user_id in sorted(self.dirty):
+            entry = self.dirty[user_id]
             hot = entry.hot
             assert hot is not None
             if hot.due_at >= 0:

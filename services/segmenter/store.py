@@ -137,8 +137,7 @@ async def versions(connection: Connection, shards: Iterable[int]) -> dict[int, l
 
 
 async def save_users(connection: Connection, rows: list[tuple[int, str, int | None, int, bytes, bytes | None]]) -> None:
-    """Upsert users, in key order, so that two writers could never deadlock and pages are touched once."""
-    rows.sort(key=lambda row: (row[0], row[1]))
+    """Upsert users, given in key order, so that two writers could never deadlock and pages are touched once."""
     await connection.execute(_SAVE, *map(list, zip(*rows, strict=True)))
 
 

@@ -88,10 +88,11 @@ class LedgerRow(msgspec.Struct, frozen=True, gc=False):
 async def append(connection: Connection, rows: list[LedgerRow]) -> None:
     """Write rows, history to the ledger and the rest to the daily outbox, under the same numbers."""
     for table, feed_only in (("ledger", False), ("outbox", True)):
-        records = [_tuple(row) for row in rows if (row.kind in FEED_ONLY_KINDS) is feed_only]
-        if records:
+        several = [row for row in rows if (row.kind in FEED_ONLY_KINDS) is feed_only]
+        if several:
+            # made one by one as they are sent: a batch of them at once is memory that no cache holds
             await connection.copy_records_to_table(
-                table, schema_name="segmenter", columns=list(_COLUMNS), records=records
+                table, schema_name="segmenter", columns=list(_COLUMNS), records=map(_tuple, several)
             )
 
 

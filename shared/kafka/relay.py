@@ -136,20 +136,21 @@ class Relay(Generic[R]):
             rows = await queue.get()
             while not queue.empty() and len(rows) < _AT_ONCE:
                 rows += queue.get_nowait()
-            published = [row if isinstance(row, Published) else self._publish(row) for row in rows]
+            last = 0
+            by_topic: defaultdict[str, list[Record]] = defaultdict(list)
+            for row in rows:
+                published = row if isinstance(row, Published) else self._publish(row)
+                last = max(last, published.seq)
+                for topic, record in published.records:
+                    by_topic[topic].append(record)
             try:
-                await self._send_until_done(shard, published)
+                await self._send_until_done(shard, by_topic)
             finally:
                 self._settle(len(rows))
             RELAYED.labels(self._service).inc(len(rows))
-            last = max(p.seq for p in published)
             self._acknowledged[shard] = max(last, self._acknowledged.get(shard, 0))
 
-    async def _send_until_done(self, shard: int, published: list[Published]) -> None:
-        by_topic: defaultdict[str, list[Record]] = defaultdict(list)
-        for one in published:
-            for topic, record in one.records:
-                by_topic[topic].append(record)
+    async def _send_until_done(self, shard: int, by_topic: dict[str, list[Record]]) -> None:
         attempt = 0
         while by_topic:
             POINTS.passing("relay.before_send")
