@@ -14,7 +14,7 @@ from shared.kafka.relay import Published
 from shared.kafka.sender import Record
 from shared.process.clock import iso
 
-_TYPES = {kind: f"perennial.segment.{kind}.v1" for kind in CHANGE_KINDS}
+_TYPES = {kind: f"perennial.segment.{kind}.v1" for kind in CHANGE_KINDS} | {DEAD_LETTER: "perennial.dead_letter.v1"}
 _json = msgspec.json.Encoder().encode
 
 
@@ -31,16 +31,16 @@ class Publisher:
         key, told = row.user_id.encode(), row.feed_row()
         records = [(self._feed, Record(told.user_id.encode(), encode(told)))]
         if row.kind in CHANGE_KINDS:
-            records.append((self._changes, Record(key, _json(change(row)), self._headers(row, _TYPES[row.kind]))))
+            records.append((self._changes, Record(key, _json(change(row)), self._headers(row))))
         elif row.kind == DEAD_LETTER:
-            records.append((self._dead, Record(key, _json(dead_letter(row)), self._headers(row, "perennial.dead_letter.v1"))))
+            records.append((self._dead, Record(key, _json(dead_letter(row)), self._headers(row))))
         return Published(row.seq, records)
 
-    def _headers(self, row: LedgerRow, kind: str) -> list[tuple[str, bytes]]:
+    def _headers(self, row: LedgerRow) -> list[tuple[str, bytes]]:
         return headers(
             event_id=f"{row.shard}-{row.gen}-{row.seq}",
             source=self._source,
-            kind=kind,
+            kind=_TYPES[row.kind],
             time=iso(row.recorded_at),
             subject=row.user_id,
         )
