@@ -9,7 +9,7 @@ from services.segmenter.domain.compiled import Compiled
 from services.segmenter.domain.decide import needs_cold
 from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
 from services.segmenter.domain.state import decode_cold, decode_hot
-from services.segmenter.shard import DAY_HOURS, HOUR_MS, Entry, ShardState
+from services.segmenter.shard import DAY_HOURS, HOUR_MS, NOTHING, Entry, ShardState
 from shared.contracts.events import Accepted, Decision, Erase
 from shared.data.db import Pool
 
@@ -29,7 +29,7 @@ async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[
             shards[shard].users[user_id] = (
                 Entry(decode_hot(kept[1]), bucket=kept[0], known=True)
                 if kept is not None
-                else Entry(cold_known=True, spilled=set())
+                else Entry(cold_known=True, spilled=NOTHING)
             )
     await _load_rest(pool, shards, decisions)
 
@@ -60,7 +60,7 @@ async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Ma
     if spilled:
         ids = await store.load_spilled(pool, sorted(spilled), min(oldest) // DAY_HOURS)
         for key, entry in spilled.items():
-            entry.spilled = ids[key]
+            entry.spilled = ids[key] or NOTHING
 
 
 def _known(state: ShardState, event: Accepted) -> Compiled | None:

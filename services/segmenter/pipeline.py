@@ -15,7 +15,7 @@ from services.segmenter.domain.standin import instead
 from services.segmenter.loading import load
 from services.segmenter.publish import Publisher
 from services.segmenter.saving import save
-from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, ShardState
+from services.segmenter.shard import DAY_HOURS, HOUR_MS, NOTHING, Draft, ShardState
 from services.segmenter.sweeper import Sweeper
 from shared.contracts.events import (
     Accepted,
@@ -51,7 +51,6 @@ from shared.process.metrics import (
 
 log = logging.getLogger("perennial.segmenter")
 
-_NOTHING: frozenset[int] = frozenset()
 _YIELD_EVERY = 500
 _REPAIRS_SECONDS = 2.0
 _FORGET_SECONDS = 3600.0
@@ -248,7 +247,7 @@ class Segmenter:
             event,
             max(event.received_at, state.last_tick),
             state.rules,
-            entry.spilled or _NOTHING,
+            entry.spilled or NOTHING,
         )
         draft.folded["duplicate" if outcome.duplicate else "applied"] += 1
         if outcome.hot is before:
@@ -258,11 +257,7 @@ class Segmenter:
             entry.cold = outcome.cold
             draft.new_cold.add(user_id)
         if outcome.spilled is not None:
-            message_hash, hour = outcome.spilled
-            if entry.spilled is None:
-                entry.spilled = set()
-            entry.spilled.add(message_hash)
-            draft.spilled.append((state.shard, user_id, hour // DAY_HOURS, message_hash))
+            draft.spill(user_id, entry, *outcome.spilled)
         draft.user(user_id, entry, before, outcome.changes, outcome.daily, event.src)
 
     async def _adopt(self, draft: Draft, version: int, at_src: int) -> None:

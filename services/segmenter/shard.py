@@ -18,14 +18,18 @@ HOUR_MS = 3_600_000
 DAY_HOURS = 24
 
 
+NOTHING: frozenset[int] = frozenset()
+
+
 @dataclass(slots=True)
 class Entry:
-    """A user in the cache. `bucket` is the due bucket in the table; `known` whether the table has a row."""
+    """A user in the cache. `bucket` is the due bucket in the table; `known` whether the table has a row. `spilled` is
+    None while it was not read; most users have none, and share one empty set: 200 bytes each otherwise."""
 
     hot: Hot | None = None
     cold: Cold | None = None
     cold_known: bool = False
-    spilled: set[int] | None = None
+    spilled: set[int] | frozenset[int] | None = None
     bucket: int | None = None
     known: bool = False
 
@@ -93,6 +97,14 @@ class Draft:
         self.suppressed: dict[bytes, bool] = {}
         self.erasures: list[Erasure] = []
 
+    def spill(self, user_id: str, entry: Entry, message_hash: int, hour: int) -> None:
+        """Keep a message id that left the user's ring too young, in memory and in the table."""
+        if isinstance(entry.spilled, set):
+            entry.spilled.add(message_hash)
+        else:
+            entry.spilled = {message_hash}
+        self.spilled.append((self.state.shard, user_id, hour // DAY_HOURS, message_hash))
+
     def tick(self, at_src: int, as_of: int) -> None:
         """Record that time reached `as_of` (or the rules changed) behind event `at_src`."""
         state = self.state
@@ -154,7 +166,7 @@ class Draft:
         self.new_cold.discard(user_id)
         self.spilled = [row for row in self.spilled if row[1] != user_id]
         self.gone.add(user_id)
-        self.state.users[user_id] = Entry(cold_known=True, spilled=set())
+        self.state.users[user_id] = Entry(cold_known=True, spilled=NOTHING)
 
     def _count(self, user_id: str, change: Change, seq: int) -> None:
         shard, payload, tallies = self.state.shard, change.payload, self.tallies
