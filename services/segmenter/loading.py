@@ -45,7 +45,7 @@ async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Ma
                 continue
             entry = users[event.user_id]
             if entry.cold_known and entry.spilled is not None:
-                continue
+                continue  # of most users all is there
             if not entry.cold_known and needs_cold(entry.hot, event, _known(shards[shard], event)):
                 cold[shard, event.user_id] = entry
             hour = event.received_at // HOUR_MS
