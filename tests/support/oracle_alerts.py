@@ -113,7 +113,8 @@ class Told:
         """By user and name of a chain, when the last message was planned, and why it was not sent."""
         self._on: dict[tuple[str, str], str] = {}
         """By user and name of a chain, the device that shows it, or was to."""
-        self._unsure: set[str] = set()
+        self._unsure: defaultdict[str, set[str]] = defaultdict(set)
+        """By user, names of chains of which it cannot be told what they were known to have been told."""
         self._louder: set[str] = set()
         """Users whom something never reached that should have sounded: what took its place may do so instead."""
 
@@ -134,10 +135,19 @@ class Told:
         told = {user for user, known in self._known.items() if not names.isdisjoint(known)}
         found = []
         for user in sorted(ties.keys() | told):
-            if page.has(user) and user not in self._unsure and ledger.of_shard(user):
-                reader = ledger.reader(user, row["heard_seq"])
-                found += self._user(page, user, name, names, alerts, ties.get(user, []), reader)
+            if not page.has(user) or not ledger.of_shard(user):
+                continue
+            if not names.isdisjoint(self._unsure[user]):
+                self._set_aside(run, user)
+                continue
+            reader = ledger.reader(user, row["heard_seq"])
+            found += self._user(page, user, name, names, alerts, ties.get(user, []), reader)
         return found
+
+    def _set_aside(self, run: Row, user: str) -> None:
+        written = self._messages[self._campaign["id"], user]
+        for occurrence in [o for o, message in written.items() if message["run_id"] == run["run_id"]]:
+            del written[occurrence]
 
     def _user(
         self,
@@ -184,7 +194,8 @@ class Told:
             if message["reason"] == "superseded" or message["state"] == "unknown":
                 self._louder.add(user)
             elif message["state"] == "failed" or (message["state"] == "suppressed" and message["token"]):
-                self._unsure.add(user)  # whether it was known to be lost when the next one was planned cannot be told
+                # whether it was known to be lost when the next one was planned cannot be told
+                self._unsure[user].add(act.name)
             unsent = message["state"] == "suppressed" and not message["token"]
             self._last[user][act.name] = (message["planned_at"], message["reason"] if unsent else "")
             if unsent:

@@ -248,6 +248,21 @@ def test_a_message_that_was_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert "user hans is in the audience of run" in found and "was not told" in found
 
 
+def test_what_follows_a_message_lost_on_its_way_is_left_aside_in_its_chain_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever planned the next one may have known of the loss, or not yet."""
+    world = two_storms(monkeypatch)
+    world.alert("other", NEW_YORK)
+    world.work()
+    first = {(m["user_id"], m["occurrence"]): m for m in world.messages.values()}
+    first["bert", "a#a"] |= {"state": "suppressed", "reason": "no_consent"}
+    assert oracle_alerts.check(world.snapshot()) == []
+    del world.messages[first["bert", "other#other"]["message_id"]]
+    (found,) = oracle_alerts.check(world.snapshot())
+    assert "user bert is in the audience of run" in found and "(other)" in found
+
+
 def test_an_alert_that_set_nothing_going_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     world = two_storms(monkeypatch)
     name = next(name for name, run in world.runs.items() if run["context_id"] == "b")
