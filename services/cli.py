@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services import cli_bench, cli_definitions, cli_inspect, cli_letters, cli_plan, cli_privacy
+from services import cli_archive, cli_bench, cli_definitions, cli_inspect, cli_letters, cli_plan, cli_privacy
 from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, command, say
 from services.local.home import Home
 
@@ -32,6 +32,7 @@ cli_bench.register(app)
 cli_letters.register(app)
 cli_plan.register(app)
 cli_privacy.register(app)
+cli_archive.register(app)
 
 KafkaOption = Annotated[
     str,

@@ -17,10 +17,12 @@ from services.local.database import connected
 from services.local.home import Home
 from services.local.program import LocalError
 from shared.contracts.topics import Names
+from shared.data.control import installation
 from shared.process.clock import parse_instant
 from shared.process.errors import Fatal, Transient
 
 if TYPE_CHECKING:
+    from services.archive.folder import Folder
     from shared.kafka.log_reader import LogReader
 
 P = ParamSpec("P")
@@ -31,6 +33,10 @@ HomeOption = Annotated[
     typer.Option("--home", envvar="PERENNIAL_HOME", help="Folder of data, logs and status.json.", show_default=True),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option("--archive", envvar="PERENNIAL_ARCHIVE_PATH", help="Folder of the archive.", show_default=False),
+]
 FromOption = Annotated[str, typer.Option("--from", metavar="INSTANT", help="Received from then on.")]
 ToOption = Annotated[str, typer.Option("--to", metavar="INSTANT", help="Received before then.")]
 DEFAULT_HOME = Path(".perennial")
@@ -104,6 +110,19 @@ class Target:
             yield reader
         finally:
             await reader.stop()
+
+    async def archive(self, path: Path | None) -> Folder:
+        """The archive of the installation's log; LocalError where there is none."""
+        from services.archive.folder import Folder
+
+        if path is None:
+            raise LocalError("name the archive's folder: --archive, or PERENNIAL_ARCHIVE_PATH")
+        async with self.database() as connection:
+            log_id = (await installation(connection)).log_id
+        folder = Folder(path, log_id)
+        if not folder.log.is_dir():
+            raise LocalError(f"{path} holds no archive of this installation's log {log_id}")
+        return folder
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:

@@ -28,6 +28,7 @@ SETTINGS_MODULES = (
     "services.ingest.consumer.settings:Settings",
     "services.segmenter.settings:Settings",
     "services.notifier.settings:Settings",
+    "services.archive.settings:Settings",
     "services.demo.sandbox:SandboxSettings",
 )
 

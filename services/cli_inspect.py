@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from services.cli_common import DEFAULT_HOME, HomeOption, JsonOption, Target, command, say
+from services.cli_common import DEFAULT_HOME, ArchiveOption, HomeOption, JsonOption, Target, command, say
 from services.local import trail
 from services.local.program import LocalError
 from shared.contracts.identifiers import shard_of
@@ -78,22 +79,55 @@ async def restore(home: HomeOption = DEFAULT_HOME) -> None:
         typer.echo(line)
 
 
+class What(StrEnum):
+    """What `rebuild` makes anew."""
+
+    RECIPIENTS = "recipients"
+    USERS = "users"
+
+
 @command
 async def rebuild(
+    what: Annotated[What, typer.Argument(help="recipients (the notifier's) or users (the segmenter's).")] = (
+        What.RECIPIENTS
+    ),
     first: Annotated[int, typer.Option("--from", min=0, help="First shard: go on where an interrupted run ended.")] = 0,
     only: Annotated[int | None, typer.Option("--shard", min=0, help="This shard alone.")] = None,
+    archive: ArchiveOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Users: keep nothing of it, and say what would be otherwise than it is.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
-) -> None:
-    """Make the notifier's recipients anew from the segmenter's users, where the feed has lost what they consist of.
+) -> int:
+    """Make rows anew that were lost or are wrong.
 
-    The notifier may run; it goes on behind the last change copied. Changes it had not read until then push to nobody.
+    recipients: from the segmenter's users, where the feed has lost what they consist of. The notifier may run; it goes
+    on behind the last change copied. Changes it had not read until then push to nobody.
+
+    users: states, cohorts and counts, from the archive and what the topic still has. No segmenter may run. Nobody is
+    told anything again.
     """
-    from services.local import rebuilding
-
     target = Target(home)
     shards = [only] if only is not None else list(range(first, target.shards))
     if not shards or shards[-1] >= target.shards:
         raise LocalError(f"this installation has the shards 0 to {target.shards - 1}")
     async with target.log() as reader:
-        await rebuilding.rebuild(target.dsn, reader, target.names, shards, say)
+        if what is What.RECIPIENTS:
+            if check:
+                raise LocalError("--check goes with `perennial rebuild users`")
+            from services.local import rebuilding
+
+            await rebuilding.rebuild(target.dsn, reader, target.names, shards, say)
+        else:
+            from services.local import refolding
+
+            folder = await target.archive(archive) if archive is not None else None
+            found = await refolding.rebuild(
+                target.dsn, target.kafka, reader, target.names, shards, folder, say, check=check
+            )
+            if check:
+                wrong = sum(map(bool, found))
+                typer.echo(f"checked: {len(shards)} of {target.shards} shards, {wrong} would be otherwise")
+                return 1 if wrong else 0
     typer.echo(f"rebuilt: {len(shards)} of {target.shards} shards")
+    return 0

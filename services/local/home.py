@@ -13,7 +13,7 @@ from typing import Any
 
 from services.local.program import LocalError
 
-OFFSETS = {"gateway": 0, "segmenter": 1, "notifier": 2, "ingest": 3, "sandbox": 10, "kafka": 20}
+OFFSETS = {"gateway": 0, "segmenter": 1, "notifier": 2, "ingest": 3, "archive": 4, "sandbox": 10, "kafka": 20}
 """Port of each process, counted from `--port`."""
 
 

@@ -23,6 +23,7 @@ from shared.contracts.identifiers import record_digest
 from shared.contracts.topics import Names, Topic
 from shared.data.control import installation
 from shared.data.db import Connection
+from shared.data.shard_owner import Position, put_position
 from shared.kafka.log_reader import LogReader
 
 _PAGE = 2000
@@ -41,14 +42,6 @@ SELECT user_id, erasure_id FROM control.erasure
 WHERE shard = $1 AND kind = 'erase' AND segmenter_at IS NOT NULL AND notifier_at IS NULL
 """
 _FORGET = "DELETE FROM notifier.recipient WHERE shard = $1"
-_FOLLOW = """
-INSERT INTO spine.shard_position
-    (service, shard, source, log_id, next_offset, last_offset, digest, last_gen, last_src)
-VALUES ('notifier', $1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (service, shard, source) DO UPDATE SET log_id = excluded.log_id, next_offset = excluded.next_offset,
-    last_offset = excluded.last_offset, digest = excluded.digest, last_gen = excluded.last_gen,
-    last_src = excluded.last_src
-"""
 
 
 async def rebuild(dsn: str, reader: LogReader, names: Names, shards: Sequence[int], say: Say) -> None:
@@ -100,7 +93,8 @@ async def _rebuild(
                 count += len(page)
         heard = await connection.fetchrow(_HEARD, shard, topic)
         log_id = (await installation(connection)).log_id
-        await connection.execute(_FOLLOW, shard, topic, log_id, next_offset, last_offset, digest, gen, seq)
+        position = Position(topic, log_id, next_offset, last_offset, digest, gen, seq)
+        await put_position(connection, "notifier", shard, position)
     before = heard["last_src"] if heard is not None and heard["last_gen"] == gen else -1
     skipped = f", {seq - max(before, 0)} rows passed over" if seq > before else ""
     return f"{count} recipients as of number {seq}{skipped}"

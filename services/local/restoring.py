@@ -18,7 +18,9 @@ from shared.contracts.topics import Names, Topic
 from shared.data.db import Connection
 from shared.kafka.log_reader import LogReader
 
-_RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'perennial'"
+_RUNNING = """
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'perennial' || $1
+"""
 _ENSURE = "INSERT INTO spine.shard_owner (service, shard) SELECT $1, unnest($2::int[]) ON CONFLICT DO NOTHING"
 _RAISE = """
 UPDATE spine.shard_owner AS o
@@ -30,9 +32,9 @@ RETURNING o.shard, o.gen, o.next_seq
 """
 
 
-async def running(connection: Connection) -> bool:
-    """Whether a service is connected to the database."""
-    return bool(await connection.fetchval(_RUNNING))
+async def running(connection: Connection, service: str = "") -> bool:
+    """Whether a service, or this one, is connected to the database."""
+    return bool(await connection.fetchval(_RUNNING, f" {service}" if service else "%"))
 
 
 async def restore(connection: Connection, reader: LogReader, names: Names, shards: int, say: Say) -> list[str]:

@@ -37,6 +37,7 @@ SERVICES = {
     "ingest": "services.ingest.consumer",
     "segmenter": "services.segmenter",
     "notifier": "services.notifier",
+    "archive": "services.archive",
     "sandbox": "services.demo.sandbox",
 }
 """In the order they stop."""
@@ -61,6 +62,8 @@ class Options:
     sandbox: bool = False
     dev: bool = False
     shards: int = field(default_factory=default_shards)
+    archive: str = field(default_factory=lambda: os.environ.get("PERENNIAL_ARCHIVE_PATH", ""))
+    """Folder the log is archived in; empty: it is not."""
     salt: str = ""
     """Decides who is held out; empty: a new installation's own."""
     commands: dict[str, list[str]] | None = None
@@ -77,8 +80,13 @@ class Options:
     @property
     def ports(self) -> list[str]:
         """The processes that need a port of this machine."""
-        taken = ["gateway", "segmenter", "notifier", "ingest"]
-        return taken + (["sandbox"] if self.sandbox else []) + (["kafka"] if self.broker is not None else [])
+        return self.services + (["kafka"] if self.broker is not None else [])
+
+    @property
+    def services(self) -> list[str]:
+        """The services that are started here, in the order they stop."""
+        wanted = {"sandbox": self.sandbox, "archive": bool(self.archive)}
+        return [name for name in SERVICES if wanted.get(name, True)]
 
     @property
     def broker(self) -> type[EmbeddedBroker | ApacheKafka] | None:
@@ -125,6 +133,7 @@ class Installation:
             "segmenter": self.url("segmenter"),
             "notifier": self.url("notifier"),
             "ingest": self.url("ingest"),
+            "archive": self.url("archive") if self.options.archive else None,
             "sandbox": self.url("sandbox") if self.options.sandbox else None,
             "kafka": self.kafka,
             "postgres": self.dsn,
@@ -183,7 +192,7 @@ class Installation:
             write_fcm_account(self.home, self.url("sandbox"))
 
     async def start_services(self, stack: AsyncExitStack) -> None:
-        names = [name for name in SERVICES if name != "sandbox" or self.options.sandbox]
+        names = self.options.services
         commands = self.options.commands or {name: [sys.executable, "-m", SERVICES[name]] for name in names}
         embedded = isinstance(self.broker, EmbeddedBroker)
         env = environment(

@@ -48,7 +48,7 @@ async def run() -> int:
     names, clock, health = Names(env.prefix), Clock(env.clock), Health()
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
-        pool = await opened_database(stack, env, clock, size=8)
+        pool = await opened_database(stack, env, clock, size=8, service="notifier")
         gazetteer = load_gazetteer()
         book = CampaignBook(pool, RulesBook(Path(env.home) / "last-good" / "notifier-rules.json"))
         await patiently(book.refresh)

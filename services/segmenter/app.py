@@ -48,7 +48,7 @@ async def run() -> int:
     names, clock, health = Names(env.prefix), Clock(env.clock), Health()
     async with AsyncExitStack() as stack:
         supervisor = Supervisor(stack)
-        pool = await opened_database(stack, env, clock, size=6)
+        pool = await opened_database(stack, env, clock, size=6, service="segmenter")
         gazetteer = load_gazetteer()
         # calls of a reader queue: whoever exports a user must not hold up a takeover
         raw_reader = LogReader(env.kafka)

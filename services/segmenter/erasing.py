@@ -58,6 +58,9 @@ JOIN spine.shard_owner n ON n.service = 'notifier' AND n.shard = e.shard AND n.r
 WHERE e.done_at IS NULL AND e.notifier_at IS NOT NULL AND e.shard = ANY($1::int[])
 ORDER BY e.shard, e.seq LIMIT $2 FOR UPDATE OF e SKIP LOCKED
 """
+_CARRIED_OUT = """
+SELECT erasure_id FROM control.erasure WHERE erasure_id = ANY($1::text[]) AND segmenter_at IS NOT NULL
+"""
 # what an app called its event may name its user
 _OVERWRITE = """
 UPDATE segmenter.ledger l SET user_id = n.alias, src = $5,
@@ -76,6 +79,21 @@ UPDATE control.replay r SET filters = jsonb_set(filters::jsonb, '{user}', to_jso
 FROM unnest($1::text[], $2::text[]) AS n(user_id, alias) WHERE filters->>'user' = n.user_id
 """
 _DONE = "UPDATE control.erasure SET user_id = '', done_at = now() WHERE erasure_id = ANY($1::text[])"
+
+
+async def overwrite(
+    connection: Connection, shards: list[int], users: list[str], seqs: list[int], aliases: list[str]
+) -> None:
+    """Have a user's rows up to each number name nobody; no user may be there twice."""
+    await connection.execute(_OVERWRITE, shards, users, seqs, aliases, OVERWRITTEN)
+    await connection.execute(_OVERWRITE_OUTBOX, shards, users, seqs, OVERWRITTEN)
+    await connection.execute(_OVERWRITE_REPLAYS, users, aliases)
+
+
+async def unknown(connection: Connection, erasures: Collection[Erasure]) -> list[Erasure]:
+    """Those of them that the segmenter is not known to have carried out."""
+    known = {row["erasure_id"] for row in await connection.fetch(_CARRIED_OUT, [one.erasure_id for one in erasures])}
+    return [one for one in erasures if one.erasure_id not in known]
 
 
 async def suppressed(connection: Connection, shards: Iterable[int]) -> tuple[str, dict[int, set[bytes]]]:
@@ -168,9 +186,7 @@ class Overwriter:
             if first:
                 shards, users, seqs, ids = map(list, zip(*first, strict=True))
                 aliases = [alias_id() for _ in users]
-                await connection.execute(_OVERWRITE, shards, users, seqs, aliases, OVERWRITTEN)
-                await connection.execute(_OVERWRITE_OUTBOX, shards, users, seqs, OVERWRITTEN)
-                await connection.execute(_OVERWRITE_REPLAYS, users, aliases)
+                await overwrite(connection, shards, users, seqs, aliases)
                 await connection.execute(_DONE, ids)
         ERASURES.labels("overwritten").inc(len(first))
         return bool(found)

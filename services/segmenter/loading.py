@@ -11,10 +11,9 @@ from services.segmenter.domain.dedup import KEEP_HOURS, needs_spill
 from services.segmenter.domain.state import decode_cold, decode_hot
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, NOTHING, Entry, ShardState
 from shared.contracts.events import Accepted, Decision, Erase
-from shared.data.db import Pool
 
 
-async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]) -> None:
+async def load(source: store.Source, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]) -> None:
     """Have every user these decisions touch in memory, with the cold part and spilled ids where needed."""
     missing = {
         (shard, decision.user_id)
@@ -23,7 +22,7 @@ async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[
         if isinstance(decision, Accepted | Erase) and decision.user_id not in shards[shard].users
     }
     if missing:
-        found = await store.load(pool, sorted(missing))
+        found = await store.load(source, sorted(missing))
         for shard, user_id in missing:
             kept = found.get((shard, user_id))
             shards[shard].users[user_id] = (
@@ -31,10 +30,12 @@ async def load(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[
                 if kept is not None
                 else Entry(cold_known=True, spilled=NOTHING)
             )
-    await _load_rest(pool, shards, decisions)
+    await _load_rest(source, shards, decisions)
 
 
-async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]) -> None:
+async def _load_rest(
+    source: store.Source, shards: Mapping[int, ShardState], decisions: Mapping[int, list[Decision]]
+) -> None:
     cold: dict[store.Key, Entry] = {}
     spilled: dict[store.Key, Entry] = {}
     oldest: list[int] = []
@@ -53,12 +54,12 @@ async def _load_rest(pool: Pool, shards: Mapping[int, ShardState], decisions: Ma
                 spilled[shard, event.user_id] = entry
                 oldest.append(hour - KEEP_HOURS)
     if cold:
-        rows = await store.load_cold(pool, sorted(cold))
+        rows = await store.load_cold(source, sorted(cold))
         for key, entry in cold.items():
             entry.cold_known = True
             entry.cold = decode_cold(rows[key]) if key in rows else None
     if spilled:
-        ids = await store.load_spilled(pool, sorted(spilled), min(oldest) // DAY_HOURS)
+        ids = await store.load_spilled(source, sorted(spilled), min(oldest) // DAY_HOURS)
         for key, entry in spilled.items():
             entry.spilled = ids[key] or NOTHING
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from services.segmenter import erasing, store
 from services.segmenter.domain.compiled import Compiled, InForce
@@ -174,7 +174,8 @@ class Segmenter:
         positions = {}
         for shard, draft in drafts.items():
             records = polled.records.get(shard, [])
-            last_src = await self._fold(draft, decisions.get(shard, []))
+            last = self.reader.shards[shard].position.last_src
+            last_src = await self.fold(draft, decisions.get(shard, []), last)
             positions[shard] = self.reader.advanced(
                 shard, records[-1] if records else None, polled.positions[shard], last_src=last_src
             )
@@ -193,10 +194,9 @@ class Segmenter:
         owned = self.reader.shards[shard]
         return Draft(self._shards[shard], owned.owner, owned.position, self._clock.real_ms())
 
-    async def _fold(self, draft: Draft, decisions: list[Decision]) -> int:
-        """Fold one shard's decisions in order; the last `src` applied."""
+    async def fold(self, draft: Draft, decisions: Sequence[Decision], last: int) -> int:
+        """Fold one shard's decisions in order behind `last`, whose users are loaded; the last `src` applied."""
         state = draft.state
-        last = self.reader.shards[state.shard].position.last_src
         for count, decision in enumerate(decisions, 1):
             if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # heartbeats share this loop

@@ -88,26 +88,37 @@ SELECT kind, name, sum(users)::bigint AS users FROM segmenter.tally
 WHERE shard = ANY($1::int[]) AND kind IN ('stage', 'activity', 'segment') GROUP BY kind, name ORDER BY kind, name
 """
 
+_FORGET = (
+    "DELETE FROM segmenter.user_state WHERE shard = $1",
+    "DELETE FROM segmenter.dedup_spill WHERE shard = $1",
+    "DELETE FROM segmenter.cohort_member WHERE shard = $1",
+    "DELETE FROM segmenter.tally WHERE shard = $1",
+    "DELETE FROM segmenter.tally_day WHERE shard = $1",
+    "DELETE FROM segmenter.shard_time WHERE shard = $1",
+    "DELETE FROM segmenter.suppressed WHERE shard = $1",
+)
+
 
 Key = tuple[int, str]
 """(shard, user id)"""
+Source = Pool | Connection
 
 
-async def load(pool: Pool, keys: list[Key]) -> dict[Key, tuple[int | None, bytes]]:
+async def load(source: Source, keys: list[Key]) -> dict[Key, tuple[int | None, bytes]]:
     """Due bucket and hot row of the users that are known."""
-    rows = await pool.fetch(_LOAD, [k[0] for k in keys], [k[1] for k in keys])
+    rows = await source.fetch(_LOAD, [k[0] for k in keys], [k[1] for k in keys])
     return {(row["shard"], row["user_id"]): (row["due_bucket"], row["hot"]) for row in rows}
 
 
-async def load_cold(pool: Pool, keys: list[Key]) -> dict[Key, bytes]:
-    rows = await pool.fetch(_LOAD_COLD, [k[0] for k in keys], [k[1] for k in keys])
+async def load_cold(source: Source, keys: list[Key]) -> dict[Key, bytes]:
+    rows = await source.fetch(_LOAD_COLD, [k[0] for k in keys], [k[1] for k in keys])
     return {(row["shard"], row["user_id"]): row["cold"] for row in rows}
 
 
-async def load_spilled(pool: Pool, keys: list[Key], since_day: int) -> dict[Key, set[int]]:
+async def load_spilled(source: Source, keys: list[Key], since_day: int) -> dict[Key, set[int]]:
     """Hashes of message ids that left these users' rings since `since_day` (days since 1970)."""
     found: dict[Key, set[int]] = {key: set() for key in keys}
-    for row in await pool.fetch(_LOAD_SPILL, [k[0] for k in keys], [k[1] for k in keys], since_day):
+    for row in await source.fetch(_LOAD_SPILL, [k[0] for k in keys], [k[1] for k in keys], since_day):
         found[row["shard"], row["user_id"]].add(row["hash"])
     return found
 
@@ -118,8 +129,8 @@ async def due(pool: Pool, shard: int, bucket: int, after: tuple[int, str], limit
     return [(row["user_id"], row["due_bucket"], row["hot"]) for row in rows]
 
 
-async def walk(pool: Pool, shard: int, after: str, limit: int) -> list[tuple[str, int | None, bytes]]:
-    rows = await pool.fetch(_WALK, shard, after, limit)
+async def walk(source: Source, shard: int, after: str, limit: int) -> list[tuple[str, int | None, bytes]]:
+    rows = await source.fetch(_WALK, shard, after, limit)
     return [(row["user_id"], row["due_bucket"], row["hot"]) for row in rows]
 
 
@@ -145,8 +156,8 @@ async def save_spilled(connection: Connection, rows: list[tuple[int, str, int, i
     await connection.execute(_SPILL, *map(list, zip(*rows, strict=True)))
 
 
-async def drop_spilled(pool: Pool, shards: list[int], before_day: int) -> None:
-    await pool.execute(
+async def drop_spilled(source: Source, shards: list[int], before_day: int) -> None:
+    await source.execute(
         "DELETE FROM segmenter.dedup_spill WHERE shard = ANY($1::int[]) AND day < $2", shards, before_day
     )
 
@@ -185,3 +196,9 @@ async def log_ticks(connection: Connection, rows: list[tuple[int, int, int, str,
 
 async def save_times(connection: Connection, rows: list[tuple[int, int, int, int, str | None]]) -> None:
     await connection.execute(_SAVE_TIME, *map(list, zip(*rows, strict=True)))
+
+
+async def forget(connection: Connection, shard: int) -> None:
+    """Take away all that the fold makes of a shard; its history and its ticks stay."""
+    for statement in _FORGET:
+        await connection.execute(statement, shard)

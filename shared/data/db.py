@@ -42,9 +42,10 @@ async def _keep(_: Connection) -> None:
     """Nothing here changes a session, so nothing has to be set back when it returns to the pool."""
 
 
-async def connect_pool(dsn: str, size: int = 6, *, at_once: bool = True) -> Pool:
-    """A pool whose sessions cannot hold a lock for long: a frozen owner must not block a takeover.
-    `Transient` while the server is away; with `at_once=False` it connects when it is first used."""
+async def connect_pool(dsn: str, size: int = 6, *, at_once: bool = True, service: str = "") -> Pool:
+    """A pool whose sessions cannot hold a lock for long: a frozen owner must not block a takeover. The server knows
+    them as `perennial`, and by the service's name where it is given. `Transient` while the server is away; with
+    `at_once=False` it connects when it is first used."""
     try:
         pool = await asyncpg.create_pool(
             dsn,
@@ -57,7 +58,7 @@ async def connect_pool(dsn: str, size: int = 6, *, at_once: bool = True) -> Pool
                 "idle_in_transaction_session_timeout": "3000",
                 "statement_timeout": "60000",
                 "lock_timeout": "10000",
-                "application_name": "perennial",
+                "application_name": f"perennial {service}".strip(),
                 "jit": "off",
             },
         )

@@ -80,6 +80,14 @@ FROM unnest($2::int[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::b
     AS n(shard, source, log_id, next_offset, last_offset, digest, last_gen, last_src)
 WHERE p.service = $1 AND p.shard = n.shard AND p.source = n.source
 """
+_PUT_POSITION = """
+INSERT INTO spine.shard_position
+    (service, shard, source, log_id, next_offset, last_offset, digest, last_gen, last_src)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (service, shard, source) DO UPDATE SET log_id = excluded.log_id, next_offset = excluded.next_offset,
+    last_offset = excluded.last_offset, digest = excluded.digest, last_gen = excluded.last_gen,
+    last_src = excluded.last_src
+"""
 _RELAYED = """
 UPDATE spine.shard_owner o SET relayed = greatest(o.relayed, n.seq)
 FROM unnest($2::int[], $3::bigint[]) AS n(shard, seq) WHERE o.service = $1 AND o.shard = n.shard
@@ -142,6 +150,22 @@ async def write(
             [p.last_gen for _, p in flat],
             [p.last_src for _, p in flat],
         )
+
+
+async def put_position(connection: Connection, service: str, shard: int, p: Position) -> None:
+    """Have a shard's next owner go on from there; only in a transaction that raised its epoch."""
+    await connection.execute(
+        _PUT_POSITION,
+        service,
+        shard,
+        p.source,
+        p.log_id,
+        p.next_offset,
+        p.last_offset,
+        p.digest,
+        p.last_gen,
+        p.last_src,
+    )
 
 
 async def advance_relayed(connection: Connection, service: str, seqs: Mapping[int, int]) -> None:

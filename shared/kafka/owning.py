@@ -23,12 +23,12 @@ from shared.process.settings import Installation
 _SHARDED = frozenset(spec.topic for spec in SPECS if spec.sharded)
 
 
-async def opened_database(stack: AsyncExitStack, env: Installation, clock: Clock, *, size: int) -> Pool:
+async def opened_database(stack: AsyncExitStack, env: Installation, clock: Clock, *, size: int, service: str) -> Pool:
     """The installation's database, with the partitions that rows of the coming weeks fall into.
 
     `Fatal` unless it was made, and with as many shards as this process is told.
     """
-    pool = await patiently(lambda: connect_pool(env.postgres, size))
+    pool = await patiently(lambda: connect_pool(env.postgres, size, service=service))
     stack.push_async_callback(pool.close)
     async with transaction(pool) as connection:
         made = await installation(connection)

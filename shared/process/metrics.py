@@ -25,7 +25,7 @@ class Declared:
 
 
 DECLARED: list[Declared] = []
-SERVICES = ("gateway", "ingest", "segmenter", "notifier")
+SERVICES = ("gateway", "ingest", "segmenter", "notifier", "archive")
 """Whose name is the second word of a metric's name is the only one that counts it."""
 
 
@@ -306,6 +306,28 @@ OPEN_PAGES = _gauge(
     "Above zero for long: see the feed's age, and the transaction time.",
 )
 
+# archive
+ARCHIVE_RECORDS = _counter(
+    "perennial_archive_records_total", "Records written to the archive.", "Zero for hours: see its log.", "topic"
+)
+ARCHIVE_LAG = _gauge(
+    "perennial_archive_lag_records",
+    "Records of all partitions that no file holds yet.",
+    "`perennial archive list` tells each partition's.",
+    "topic",
+)
+ARCHIVE_AGE = _gauge(
+    "perennial_archive_age_seconds",
+    "For how long the oldest record that no file holds yet has waited.",
+    "Days: retention takes what is not archived in time; see its log, and the disk.",
+    "topic",
+)
+ARCHIVE_LOST = _counter(
+    "perennial_archive_lost_records_total",
+    "Offsets that retention took before they were archived.",
+    "Above zero: the archive has a gap; what lies before it makes nothing anew.",
+    "topic",
+)
 # every service with an API
 API_REQUESTS = _counter(
     "perennial_api_requests_total",

@@ -21,6 +21,7 @@ PARTS = (
     "services/ingest",
     "services/segmenter",
     "services/notifier",
+    "services/archive",
     "services/local",
     "services/cli_inspect.py",
     "services/cli_letters.py",
@@ -46,8 +47,9 @@ AUDIENCE = {
         "recorded_at",
     ],
     "position": ["shard", "gen", "last_seq"],
+    "tick": ["shard", "tick_id", "seq", "at_src", "log_id", "as_of", "rules_version"],
 }
-"""What the notifier and ingest were promised; columns may be added behind these."""
+"""What the notifier, ingest and the archive were promised; columns may be added behind these."""
 
 
 def sources() -> Iterator[Path]:

@@ -149,7 +149,7 @@ def test_prometheus_asks_every_service_of_the_compose_file() -> None:
         (found,) = job["dns_sd_configs"]
         assert found["names"] == [job["job_name"]]
         asked[job["job_name"]] = found["port"]
-    assert set(asked) == set(JOBS) <= set(COMPOSE["services"])
+    assert set(asked) == {*JOBS, "archive"} <= set(COMPOSE["services"])
     for name, port in asked.items():
         assert f":{port}/healthz" in COMPOSE["services"][name]["healthcheck"]["test"][-1]
     mounts = dict(volume.split(":")[:2] for volume in COMPOSE["services"]["prometheus"]["volumes"])
@@ -164,12 +164,12 @@ def test_prometheus_asks_every_service_on_this_machine_at_its_usual_port() -> No
 
 def test_the_compose_file_names_servers_that_were_tested_and_services_that_exist() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"kafka", "postgres", "migrate", *JOBS, "prometheus", "grafana"}
+    assert set(services) == {"kafka", "postgres", "migrate", *JOBS, "archive", "prometheus", "grafana"}
     pom = (ROOT / "deploy/kafka/pom.xml").read_text()
     kafka = re.search(r"<artifactId>kafka_[\d.]+</artifactId>\s*<version>([\d.]+)</version>", pom)
     assert kafka is not None and services["kafka"]["image"] == f"apache/kafka:{kafka[1]}"
     assert services["migrate"]["command"] == ["perennial", "migrate"]
-    for name in JOBS:
+    for name in (*JOBS, "archive"):
         assert services[name]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
     for name, service in services.items():
         for published in service.get("ports", []):

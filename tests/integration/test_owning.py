@@ -23,15 +23,15 @@ def _env(postgres: str, site: Site | None = None, shards: int = SHARDS) -> Insta
 
 async def test_another_number_of_shards_is_refused(site: Site, postgres: str) -> None:
     async with AsyncExitStack() as stack:
-        assert await opened_database(stack, _env(postgres), Clock(), size=1)
+        assert await opened_database(stack, _env(postgres), Clock(), size=1, service="test")
         with pytest.raises(Fatal, match=f"made with {SHARDS} shards, PERENNIAL_SHARDS says {SHARDS + 1}"):
-            await opened_database(stack, _env(postgres, shards=SHARDS + 1), Clock(), size=1)
+            await opened_database(stack, _env(postgres, shards=SHARDS + 1), Clock(), size=1, service="test")
 
 
 async def test_a_database_without_an_installation_is_refused(database: Pool, postgres: str) -> None:
     async with AsyncExitStack() as stack:
         with pytest.raises(Fatal, match="perennial migrate"):
-            await opened_database(stack, _env(postgres), Clock(), size=1)
+            await opened_database(stack, _env(postgres), Clock(), size=1, service="test")
 
 
 async def test_topics_have_a_partition_per_shard_or_just_one(site: Site, postgres: str) -> None:

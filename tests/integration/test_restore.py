@@ -18,7 +18,7 @@ from tests.support.installation import Rig, eventually, installed
 from tests.support.traffic import instant
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = [name for name in SERVICES if name != "sandbox"]
+STOPPED = [name for name in SERVICES if name not in ("archive", "sandbox")]
 SCHEMAS = ["spine", "segmenter", "notifier"]
 _TABLES = """
 SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
