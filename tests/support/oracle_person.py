@@ -245,7 +245,8 @@ class Person:
         elif self.pulse == "uninstalled" and at <= self.pulse_at:
             pass  # used before it was uninstalled
         elif self.pulse in ("inactive", "lapsed") and ago >= book.days["inactive"] * DAY:
-            pass  # so long ago that the user is inactive all the same
+            if ago < book.days["lapsed"] * DAY:  # so long ago that the user is inactive all the same
+                self._pulse_becomes("inactive", at, "event", cause)
         elif self.pulse == "at_risk" and ago >= book.days["at_risk"] * DAY:
             pass
         elif self.pulse in ("inactive", "lapsed", "uninstalled"):

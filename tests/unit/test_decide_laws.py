@@ -146,7 +146,7 @@ BY_EVENT = {
     (None, "new"), (None, "inactive"), (None, "uninstalled"), ("inactive", "new"), ("uninstalled", "new"),
     ("at_risk", "active"), ("inactive", "reactivated"), ("lapsed", "reactivated"), ("uninstalled", "reactivated"),
     ("new", "uninstalled"), ("active", "uninstalled"), ("at_risk", "uninstalled"), ("inactive", "uninstalled"),
-    ("lapsed", "uninstalled"), ("reactivated", "uninstalled"),
+    ("lapsed", "uninstalled"), ("reactivated", "uninstalled"), ("lapsed", "inactive"),
 }  # fmt: skip
 BY_TIME = {
     ("new", "active"), ("new", "at_risk"), ("active", "at_risk"), ("at_risk", "inactive"), ("inactive", "lapsed"),

@@ -52,15 +52,15 @@ def next_change(hot: Hot, rules: Compiled) -> tuple[int, str] | None:
 def after_acting(hot: Hot, first: bool, as_of: int, rules: Compiled) -> str:
     """The pulse once `hot.last_activity_at` has been raised by an activity.
 
-    One so old that the user would be inactive all the same revives nobody, nor does one from before the
-    app was uninstalled.
+    One so old that the user would be inactive all the same revives nobody, though they have then not lapsed yet; nor
+    does one from before the app was uninstalled.
     """
     if first:
         return "new"
     if hot.activity == "uninstalled" and hot.last_activity_at <= hot.activity_at:
         return hot.activity
     if hot.activity in ("inactive", "lapsed") and as_of - hot.last_activity_at >= rules.inactive_ms:
-        return hot.activity
+        return hot.activity if as_of - hot.last_activity_at >= rules.lapsed_ms else "inactive"
     if hot.activity == "at_risk" and as_of - hot.last_activity_at >= rules.at_risk_ms:
         return hot.activity
     return BY_ACTING[hot.activity]
