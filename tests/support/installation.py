@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import os
 import signal
@@ -286,8 +287,8 @@ class Rig:
             try:
                 async with self._http.post(
                     self.status["notifier"] + "/v1/context",
-                    json=body,
-                    headers={"Authorization": f"Bearer {self.status['admin_key']}"},
+                    data=io.BytesIO(json.dumps(body).encode()),
+                    headers={"Authorization": f"Bearer {self.status['admin_key']}", "Content-Type": "application/json"},
                 ) as answer:
                     if answer.status == 202:
                         return
@@ -425,14 +426,20 @@ class Rig:
 
 @asynccontextmanager
 async def installed(
-    home: Path, *, kafka: str = "embedded", shards: int = 4, dev: bool = False, env: Mapping[str, str] | None = None
+    home: Path,
+    *,
+    pack: str = "weather",
+    kafka: str = "embedded",
+    shards: int = 4,
+    dev: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Rig]:
-    """An installation with the weather pack and the push sandbox, on free ports."""
+    """An installation with a pack and the push sandbox, on free ports."""
     told = {**QUICK, **(env or {})}
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     said: list[str] = []
-    options = Options(home, free_base(), kafka=kafka, packs=("weather",), sandbox=True, dev=dev, shards=shards)
+    options = Options(home, free_base(), kafka=kafka, packs=(pack,), sandbox=True, dev=dev, shards=shards)
     try:
         async with (
             running(options, said.append) as installation,
