@@ -21,7 +21,7 @@ from aiohttp import web
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.demo.sandbox_store import Behaviour, Behaviours, Mailbox, Tokens, message_name
+from services.demo.sandbox_store import KEEP, Behaviour, Behaviours, Mailbox, Tokens, message_name
 from services.demo.sandbox_why import Untold, Why
 from services.demo.sandbox_wire import (
     Answer,
@@ -53,15 +53,16 @@ class SandboxSettings(BaseSettings):
     notifier: str = Field("", description="address of the notifier, asked why a push was sent")
     segmenter: str = Field("", description="address of the segmenter, asked what caused it")
     admin_key: str = Field("", description="key to ask them with; it is not told to the browser")
+    keep: int = Field(KEEP, gt=0, description="so many of the last pushes can be seen")
 
 
 class Sandbox:
     """The HTTP application; `real_ms` is the machine's clock, as tokens and arrival times are real. `why` tells what
-    pushes were sent for (None: nobody can)."""
+    pushes were sent for (None: nobody can); the last `keep` pushes can be seen."""
 
-    def __init__(self, real_ms: Callable[[], int], why: Why | None = None) -> None:
+    def __init__(self, real_ms: Callable[[], int], why: Why | None = None, keep: int = KEEP) -> None:
         self._real_ms, self._why = real_ms, why
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox(keep)
         self.behaviours = Behaviours()
         self.tokens = Tokens()
         self._page = files("services.demo").joinpath("sandbox_page.html").read_text()
@@ -284,7 +285,7 @@ async def main() -> int:
     stack = AsyncExitStack()
     session = await stack.enter_async_context(aiohttp.ClientSession())
     why = Why(session, settings.notifier, settings.segmenter, settings.admin_key)
-    port = await start(Sandbox(Clock().real_ms, why), stack, installation.bind, settings.port)
+    port = await start(Sandbox(Clock().real_ms, why, settings.keep), stack, installation.bind, settings.port)
     log.info("listening", extra={"fields": {"host": installation.bind, "port": port}})
     return await Supervisor(stack).run()
 

@@ -15,6 +15,9 @@ from shared.process.clock import iso
 
 Mode = Literal["ok", "429", "500", "503", "hang", "reset", "accept_then_reset", "unregistered", "bad_token"]
 
+KEEP = 20_000
+"""So many of the last pushes can be seen, where nothing else is said."""
+
 
 class Arrived(msgspec.Struct, frozen=True):
     """One push as `GET /pushes` shows it. `n` counts from 1 and is never used twice."""
@@ -35,7 +38,7 @@ class Arrived(msgspec.Struct, frozen=True):
 class Mailbox:
     """The last `capacity` pushes; all are counted. What phones show of them now is kept beside them."""
 
-    def __init__(self, capacity: int = 20_000) -> None:
+    def __init__(self, capacity: int = KEEP) -> None:
         self._kept: deque[Arrived] = deque(maxlen=capacity)
         self._next = 1
         self.counts: dict[str, int] = dict.fromkeys(PROVIDERS, 0)
@@ -93,7 +96,7 @@ class Screens:
     An app does as it is told (docs/app-developers.md): what has expired is removed, and so is what is retracted. The
     oldest go when there are too many."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int = KEEP) -> None:
         self._capacity = capacity
         self._shown: OrderedDict[tuple[str, str], tuple[Arrived, int | None]] = OrderedDict()
 

@@ -66,7 +66,7 @@ def strict(rules: Rules) -> Rules:
 async def test_a_day_in_all_time_zones(tmp_path: Path, pack: str, count: int, write: Write) -> None:
     if (problem := missing_tools()) is not None:
         pytest.skip(f"NOT TESTED ON APACHE KAFKA: {problem}")
-    env = {"PERENNIAL_INGEST_TIME_SECONDS": "0.2"}
+    env = {"PERENNIAL_INGEST_TIME_SECONDS": "0.2", "PERENNIAL_SANDBOX_KEEP": "200000"}
     async with installed(tmp_path / "home", pack=pack, kafka="apache", shards=8, dev=True, env=env) as rig:
         rules = strict(load_pack(pack))
         if rules != load_pack(pack):
@@ -75,6 +75,7 @@ async def test_a_day_in_all_time_zones(tmp_path: Path, pack: str, count: int, wr
         everyone = phones.people(SEED, count, load_gazetteer())
         zones = {person.user_id: ZoneInfo(person.timezone) for person in everyone}
         assert {zone.key for zone in zones.values()} >= ZONES
+        rig.rate = RATE
         pushes, base, end = await _lived(rig, everyone, write)
 
         def to_day(real_ms: int) -> int:

@@ -86,6 +86,8 @@ class Rig:
         self._http = http
         self.spoiled = False
         self.allowed = {"repeated_sends": 0, "unknown": 0}
+        self.rate = 1.0
+        """How much faster than ours the product's time passed at most."""
         self._extra = 0
         self._stopped: set[int] = set()
         self._others: list[Program] = []
@@ -406,7 +408,7 @@ class Rig:
     async def judged(self) -> oracle.Verdict:
         """What the oracle finds, once everything is drained."""
         await self.drained()
-        return await oracle.examine(self.status, **self.allowed)
+        return await oracle.examine(self.status, self.rate, **self.allowed)
 
     async def equal(self) -> dict[str, int]:
         """Require that the oracle finds no difference; what it compared, counted."""

@@ -106,9 +106,11 @@ def without_erased(snapshot: Snapshot) -> Snapshot:
     )
 
 
-async def examine(status: dict[str, Any], **allowed: int) -> Verdict:
-    """Judge a running installation by its `status.json`."""
-    return judge(await take(status), **allowed)
+async def examine(status: dict[str, Any], rate: float = 1.0, **allowed: int) -> Verdict:
+    """Judge a running installation by its `status.json`. `rate`: how much faster than ours its time passed at most."""
+    snapshot = await take(status)
+    snapshot.near = int(snapshot.near * rate)
+    return judge(snapshot, **allowed)
 
 
 def main() -> int:

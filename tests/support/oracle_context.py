@@ -15,9 +15,6 @@ from shared.gazetteer import Gazetteer, load
 from tests.support.oracle_snapshot import Snapshot
 from tests.support.polygons import cities_in
 
-LEEWAY = 60_000
-"""An alert that ends so near to its arrival may have been judged on either side of its end."""
-
 
 class Alert(NamedTuple):
     id: str
@@ -94,7 +91,7 @@ def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[
             root = chains.takes(alert)
             if alert.id not in first:
                 first.add(alert.id)
-                found += _event(alert, events.get(alert.id))
+                found += _event(alert, events.get(alert.id), snapshot.near)
                 speaks = alert.id in events and events[alert.id]["verdict"] == "matched"
                 if alert.real:
                     chains.stands(alert, speaks)
@@ -124,13 +121,13 @@ def check(snapshot: Snapshot, campaigns: dict[str, dict[str, Any]], found: list[
     return then
 
 
-def _event(alert: Alert, event: dict[str, Any] | None) -> list[str]:
+def _event(alert: Alert, event: dict[str, Any] | None, near: int) -> list[str]:
     if event is None:
         return [f"alert {alert.id} @{alert.offset} was not judged"]
     found = []
     ends_in = alert.valid_until - alert.received_at
     matched = event["verdict"] == "matched"
-    if matched != (alert.speaks and bool(alert.cities) and ends_in > 0) and abs(ends_in) > LEEWAY:
+    if matched != (alert.speaks and bool(alert.cities) and ends_in > 0) and abs(ends_in) > near:
         found.append(f"alert {alert.id} was judged {event['verdict']}")
     if event["context_offset"] != alert.offset:
         found.append(f"alert {alert.id} was judged as of {event['context_offset']}, was first told at {alert.offset}")

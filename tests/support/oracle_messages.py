@@ -165,7 +165,7 @@ def verdict(
         waited = state == "suppressed" and reason in ("no_consent", "no_device", "expired")
         held = state == "suppressed" and again and reason in ("paused", "stale", "left_audience", "not_in_audience")
         limited = state == "suppressed" and reason in oracle_limits.REASONS  # whether rightly: oracle_limits says
-        fits = state in ("failed", "unknown") or waited or held or limited
+        fits = state in ("failed", "unknown", "held") or waited or held or limited
     found = []
     if not fits:
         found.append(f"message {message['message_id']} is {state} {reason}, should be {should}")
@@ -184,7 +184,8 @@ def _outcomes(snapshot: Snapshot) -> list[str]:
     waiting = {
         m["message_id"]
         for m in snapshot.messages
-        if m["state"] == "waiting" and m["release_at"] > watermarks.get(m["shard"], 0) - READ_WITHIN
+        if (within := {"waiting": READ_WITHIN, "held": snapshot.near}.get(m["state"])) is not None
+        and m["release_at"] > watermarks.get(m["shard"], 0) - within
     }
     for message_id, state in states.items():
         if message_id in waiting:

@@ -20,8 +20,6 @@ from tests.support.oracle_person import Book
 from tests.support.oracle_reader import Newest, Reader
 from tests.support.oracle_snapshot import Snapshot
 
-LEEWAY = 60_000
-"""A forecast that begins or ends so near to when a page was planned may or may not have held when it was read."""
 NEVER = 1 << 62
 
 
@@ -56,7 +54,7 @@ def check(snapshot: Snapshot) -> list[str]:
                 continue
             _, relation, city, user = place
             reader = ledger.reader(user, page["heard_seq"])
-            holds = _holds(forecasts[city], page) if run["context"] == "forecast" else (NEVER,)
+            holds = _holds(forecasts[city], page, snapshot.near) if run["context"] == "forecast" else (NEVER,)
             if _still(relation, reader, city) and holds:
                 several = messages[user, run["campaign"], run["occurrence"]]
                 if None not in holds and not any(m["planned_at"] <= page["planned_at"] for m in several):
@@ -148,12 +146,12 @@ def _forecasts(snapshot: Snapshot) -> defaultdict[int, list[tuple[int, list[Fore
     return known
 
 
-def _holds(known: list[tuple[int, list[Forecast]]], page: dict[str, Any]) -> tuple[int | None, ...]:
+def _holds(known: list[tuple[int, list[Forecast]]], page: dict[str, Any], near_ms: int) -> tuple[int | None, ...]:
     """Until when a forecast holds that held for the page; with None where it may or may not have. Empty: none did."""
     at = bisect_right([offset for offset, _ in known], page["context_offset"]) - 1
     several = known[at][1] if at >= 0 else []
-    near = [f for f in several if f.starts_at - LEEWAY <= page["planned_at"] < f.ends_at + LEEWAY]
-    sure = [f for f in near if f.starts_at + LEEWAY <= page["planned_at"] < f.ends_at - LEEWAY]
+    near = [f for f in several if f.starts_at - near_ms <= page["planned_at"] < f.ends_at + near_ms]
+    sure = [f for f in near if f.starts_at + near_ms <= page["planned_at"] < f.ends_at - near_ms]
     return tuple(f.ends_at for f in near) + (() if sure or not near else (None,))
 
 

@@ -76,6 +76,8 @@ class Snapshot:
     run_shards: Rows = field(default_factory=list)
     run_pages: Rows = field(default_factory=list)
     pushes: list[dict[str, Any]] | None = None
+    near: int = 60_000
+    """What is no further than so many milliseconds apart in the product's time may have been seen in either order."""
 
 
 _QUERIES = {
