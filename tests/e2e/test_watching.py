@@ -16,6 +16,8 @@ from tests.support.traffic import Traffic, instant
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
+WATCHED = (*JOBS, "archive")
+
 
 async def _storm(rig: Rig) -> None:
     """A weather alert by the API, for cities the phones have."""
@@ -57,7 +59,7 @@ async def _adds_up(watching: Prometheus, posted: int) -> None:
         return "" if set(found.values()) == {float(posted)} else f"{posted} were posted, {found} counted"
 
     await eventually(differs, 30)
-    assert await watching.value("sum(perennial_working)") == len(JOBS)
+    assert await watching.value("sum(perennial_working)") == len(WATCHED)
     assert await watching.value("min(perennial_notifier_sending)") == 1
     users = await watching.value("sum(perennial_segmenter_stage_users)")
     assert users == await watching.value("sum(perennial_segmenter_activity_users)") > 0
@@ -66,24 +68,26 @@ async def _adds_up(watching: Prometheus, posted: int) -> None:
 async def test_the_dashboard_shows_a_running_installation_and_no_alert_fires(tmp_path: Path) -> None:
     """Only if names, labels and services fit together does every expression of every panel find series."""
     prometheus.tool("prometheus")
-    async with installed(tmp_path / "home") as rig:
-        async with prometheus.running(tmp_path / "watching", {job: rig.status[job] for job in JOBS}) as watching:
+    async with installed(tmp_path / "home", env={"PERENNIAL_ARCHIVE_PATH": str(tmp_path / "archive")}) as rig:
+        async with prometheus.running(tmp_path / "watching", {job: rig.status[job] for job in WATCHED}) as watching:
 
             async def unseen() -> str:
                 up = await watching.value("sum(up)")
-                return "" if up == len(JOBS) else f"{up} of {len(JOBS)} processes answer"
+                return "" if up == len(WATCHED) else f"{up} of {len(WATCHED)} processes answer"
 
             await eventually(unseen, 30)
             traffic = Traffic(4601, users=60)
             await traffic.run(rig, 4, rate=100)
+            # against the tracking plan
+            await rig.post([{"type": "track", "userId": "careless", "event": "Push Notification Tapped"}])
             await _storm(rig)
             await rig.drained()
             await _everything_shown(watching)
-            await _adds_up(watching, traffic.posted)
+            await _adds_up(watching, traffic.posted + 1)
 
             groups = (await watching.get("rules"))["groups"]
             rules = [rule for group in groups if group["name"] == "perennial" for rule in group["rules"]]
-            assert len(rules) == 6
+            assert len(rules) == 7
             assert {rule["name"]: rule["state"] for rule in rules if rule["state"] != "inactive"} == {}
             assert {rule["health"] for rule in rules} == {"ok"}
 
