@@ -12,6 +12,8 @@ from services.local.program import LocalError
 from shared.contracts.identifiers import fresh_id
 from shared.contracts.topics import Topic
 from shared.data.db import Connection
+from shared.data.ledger import MERGE_SENT
+from shared.data.shard_owner import MERGES_READ
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection as SqlConnection
@@ -60,6 +62,22 @@ def _upgrade(connection: SqlConnection) -> None:
     command.upgrade(config, "head")
 
 
+_TELL_AGAIN = """
+UPDATE spine.shard_owner AS o SET relayed = least(o.relayed, unread.seq - 1)
+  FROM (
+    SELECT told.shard, min(told.seq) AS seq
+      FROM segmenter.outbox AS told
+      LEFT JOIN spine.shard_position AS heard
+        ON heard.service = $1 AND heard.shard = (told.payload->>'shard')::int
+       AND heard.source LIKE '%/' || told.shard
+     WHERE told.kind = $2 AND told.payload->>'shard' IS NOT NULL
+       AND (heard.shard IS NULL OR (told.gen, told.seq) > (heard.last_gen, heard.last_src))
+     GROUP BY told.shard
+  ) AS unread
+ WHERE o.service = 'segmenter' AND o.shard = unread.shard
+"""
+
+
 @dataclass(frozen=True)
 class LogChange:
     """What `adopt_log` found: `first` installation, or the log was `replaced` by another one."""
@@ -73,7 +91,8 @@ async def adopt_log(connection: Connection, shards: int, log_id: str) -> LogChan
     """Records the log the installation reads from now on; the services must not run.
 
     `log_id` is what the broker calls its cluster. Where the log was replaced, every feed row the notifier
-    has not read counts as not relayed: the new log does not have it. Refuses another number of shards.
+    has not read, and all that was told to a shard which has not read it, counts as not relayed: the new log does not
+    have it. Refuses another number of shards.
     """
     async with connection.transaction():
         row = await connection.fetchrow("SELECT shards, log_id FROM control.installation FOR UPDATE")
@@ -104,4 +123,5 @@ async def adopt_log(connection: Connection, shards: int, log_id: str) -> LogChan
             """,
             Topic.FEED.value,
         )
+        await connection.execute(_TELL_AGAIN, MERGES_READ, MERGE_SENT)
         return LogChange(log_id, first=False, replaced=True)

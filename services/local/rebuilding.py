@@ -111,13 +111,17 @@ async def _end(reader: LogReader, topic: str, shard: int) -> tuple[int, int, byt
 async def _recipients(connection: Connection, shard: int) -> AsyncIterator[list[Recipient]]:
     after = ""
     while rows := await connection.fetch(_USERS, shard, after, _PAGE):
-        yield [recipient_of(row["user_id"], row["hot"], row["cold"]) for row in rows]
+        page = (recipient_of(row["user_id"], row["hot"], row["cold"]) for row in rows)
+        yield [recipient for recipient in page if recipient is not None]
         after = rows[-1]["user_id"]
 
 
-def recipient_of(user_id: str, hot_row: bytes, cold_row: bytes | None) -> Recipient:
-    """What the feed would have made of the user. A token the provider called dead comes back, to be called so again."""
+def recipient_of(user_id: str, hot_row: bytes, cold_row: bytes | None) -> Recipient | None:
+    """What the feed would have made of the user; None of one who is part of another. A token the provider called dead
+    comes back, to be called so again."""
     hot = decode_hot(hot_row)
+    if hot.merged_into:
+        return None
     cold = decode_cold(cold_row) if cold_row is not None else None
     return Recipient(
         user_id,

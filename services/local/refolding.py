@@ -24,17 +24,23 @@ from services.local.progress import Progress
 from services.local.restoring import feed_number, json_number, number_on, running
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
-from services.segmenter.refold import Refold, Unreached
+from services.segmenter.refold import Merged, Refold, Unreached
 from shared.contracts.topics import Names, Topic
 from shared.data.control import InstallationRow, RulesBook, installation
 from shared.data.db import Connection, Pool, connect_pool
 from shared.data.ledger import prepare_partitions
-from shared.data.shard_owner import Owner, Position, put_position
+from shared.data.shard_owner import MERGES_READ, Owner, Position, put_position
 from shared.kafka.log_reader import LogReader
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Sender
+from shared.kafka.side_input import SideInput
 from shared.process.clock import Clock
 
+_NOT_MERGED = (
+    "users that were merged cannot be made anew: what shards told each other is in no archive. Go back to a backup of"
+    " Postgres instead."
+)
+_MERGED = "SELECT EXISTS (SELECT FROM spine.shard_position WHERE service = $1)"
 _ENSURE = "INSERT INTO spine.shard_owner (service, shard) VALUES ('segmenter', $1) ON CONFLICT DO NOTHING"
 _TAKE = """
 UPDATE spine.shard_owner SET epoch = epoch + 1, owner = 'rebuild' WHERE service = 'segmenter' AND shard = $1
@@ -113,13 +119,18 @@ class Refolding:
         # its own code folds; the relay is never run, so that nothing is published
         publisher = Publisher(names)
         relay = Relay("segmenter", Sender(kafka), publisher.row, _note_nothing)
-        self._segmenter = Segmenter(pool, RulesBook(), relay, publisher, Clock(), most_cached=0)
+        self._segmenter = Segmenter(
+            pool, RulesBook(), relay, publisher, Clock(), merges=SideInput(kafka, names.topic(Topic.MERGE), reader),
+            all_shards=made.shards, most_cached=0,
+        )  # fmt: skip
 
     async def shard(self, shard: int) -> str:
         """Makes a shard anew, in the transaction that is open; what was done, in words."""
         connection, log_id = self._connection, self._made.log_id
         await connection.execute(_ENSURE, shard)
         owner = Owner(**dict(await self._row(_TAKE, shard)))
+        if await connection.fetchval(_MERGED, MERGES_READ):
+            raise LocalError(f"some of the users were merged; {_NOT_MERGED}")
         await self._require_one_log(shard)
         read = await connection.fetchrow(_POSITION, shard, self._topic)
         kept = Position(**dict(read)) if read is not None and read["next_offset"] else None
@@ -134,7 +145,10 @@ class Refolding:
         await refold.begin(owner)
         progress = Progress(f"shard {shard}", road, self._say)
         async for page in self._source.pages(shard, road):
-            await refold.fold(page, segments.digest(page[-1]))
+            try:
+                await refold.fold(page, segments.digest(page[-1]))
+            except Merged as merged:
+                raise LocalError(f"shard {shard}: decision {merged} makes one of two users; {_NOT_MERGED}") from merged
             progress.read(page)
         users = await self._end(refold, kept, shard)
         if kept is None:

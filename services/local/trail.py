@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from services.segmenter.domain.state import ABSORBED, decode_cold, decode_hot
 from shared.data.db import Connection
 from shared.process.clock import iso, iso_or_none
 
@@ -20,6 +21,7 @@ SELECT gen, seq, kind, payload, cause_type, cause_id, log_id, src, occurred_at, 
 FROM segmenter.outbox WHERE shard = $1 AND user_id = $2 AND seq = ANY($3::bigint[]) AND kind = 'moment'
 """
 _MESSAGES = "SELECT * FROM notifier.message WHERE shard = $1 AND user_id = $2 ORDER BY planned_at, message_id"
+_STATE = "SELECT hot, cold FROM segmenter.user_state WHERE shard = $1 AND user_id = $2"
 _RUNS = "SELECT * FROM notifier.run WHERE run_id = ANY($1::text[])"
 _MEMBER = """
 SELECT city_id, relation, entered_seq FROM segmenter.cohort_member
@@ -50,7 +52,19 @@ async def road(connection: Connection, user: str, shard: int) -> dict[str, Any]:
                 {**dict(m), "ledger": by_seq.get(m["entered_seq"], {"seq": m["entered_seq"]})} for m in member
             ]
         shown.append(message_row(message) | {"cause": cause})
-    return {"user_id": user, "shard": shard, "messages": shown, "ledger": ledger}
+    merged_into, ids = await _ids(connection, user, shard)
+    return {
+        "user_id": user, "shard": shard, "merged_into": merged_into, "ids": ids, "messages": shown, "ledger": ledger,
+    }  # fmt: skip
+
+
+async def _ids(connection: Connection, user: str, shard: int) -> tuple[str | None, list[str]]:
+    """Whom the user is part of, and which other ids are part of them."""
+    row = await connection.fetchrow(_STATE, shard, user)
+    if row is None:
+        return None, []
+    claims = decode_cold(row["cold"]).claims if row["cold"] is not None else ()
+    return decode_hot(row["hot"]).merged_into or None, [one.user_id for one in claims if one.outcome == ABSORBED]
 
 
 def ledger_row(row: asyncpg.Record) -> dict[str, Any]:
@@ -89,7 +103,10 @@ def lines(road: dict[str, Any], raw_topic: str, context_topic: str) -> list[str]
     """The road as text."""
     shard = road["shard"]
     out = [f"user {road['user_id']} (shard {shard})"]
-    if not road["messages"] and not road["ledger"]:
+    if road["merged_into"]:
+        out.append(f"is part of user {road['merged_into']}: perennial follow {road['merged_into']}")
+    out += [f"also {other}" for other in road["ids"]]
+    if len(out) == 1 and not road["messages"] and not road["ledger"]:
         return [*out, "nothing is known of this user"]
 
     def raw(row: dict[str, Any]) -> str:

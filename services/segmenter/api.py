@@ -32,10 +32,13 @@ def make_app(pool: Pool, gazetteer: Gazetteer, shards: int, clock: Clock, health
 
     @app.get("/v1/users/{user_id}", dependencies=admin, tags=["users"])
     async def user(user_id: str) -> dict[str, Any]:
-        """Where a user stands."""
+        """Where a user stands; 410 for an id that has become part of another user, with that one's id."""
         found = await queries.user(pool, gazetteer, shards, user_id)
         if found is None:
             raise ApiError(404, "unknown_user", f"no event of user {user_id!r} has been applied")
+        if "merged_into" in found:
+            to = found["merged_into"]
+            raise ApiError(410, "user_merged", f"{user_id!r} is part of user {to!r}", {"merged_into": to})
         return found
 
     @app.get("/v1/users/{user_id}/timeline", dependencies=admin, tags=["users"])

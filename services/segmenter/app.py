@@ -28,6 +28,7 @@ from shared.kafka.owning import Readers, noting, opened_database, require_partit
 from shared.kafka.records import InRecord
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Sender
+from shared.kafka.side_input import SideInput
 from shared.process.clock import Clock
 from shared.process.compose import opened
 from shared.process.errors import Transient
@@ -62,14 +63,16 @@ async def run() -> int:
         sender = await opened(stack, Sender(env.kafka))
         log_reader = await opened(stack, LogReader(env.kafka))
         await opened(stack, raw_reader)
-        await require_partitions(log_reader, env, Topic.EVENTS)
+        await require_partitions(log_reader, env, Topic.EVENTS, Topic.MERGE)
         publisher = Publisher(names)
         relay: Relay[LedgerRow] = Relay("segmenter", sender, publisher.row, noting(pool, "segmenter"))
         stack.push_async_callback(relay.stop)
         rules = RulesBook(Path(env.home) / "last-good" / "segmenter-rules.json")
+        merges = await opened(stack, SideInput(env.kafka, names.topic(Topic.MERGE), log_reader))
         segmenter = Segmenter(
-            pool, rules, relay, publisher, clock, most_cached=settings.cached_users, fault=settings.fault
-        )
+            pool, rules, relay, publisher, clock, merges=merges, all_shards=env.shards,
+            most_cached=settings.cached_users, fault=settings.fault,
+        )  # fmt: skip
         readers = Readers(
             stack, env, log_reader, pool, health, session_seconds=settings.session_seconds,
             batch_records=settings.batch_records,

@@ -65,7 +65,8 @@ SELECT erasure_id FROM control.erasure WHERE erasure_id = ANY($1::text[]) AND se
 _OVERWRITE = """
 UPDATE segmenter.ledger l SET user_id = n.alias, src = $5,
     cause_id = CASE WHEN cause_type IN ('event', 'merge') THEN '' ELSE cause_id END,
-    payload = CASE WHEN kind = 'dead_letter' THEN (payload::jsonb || '{"message_id": ""}')::json ELSE payload END
+    payload = CASE WHEN kind = 'dead_letter' THEN (payload::jsonb || '{"message_id": ""}')::json
+                   WHEN kind = 'user_merged' THEN '{}' ELSE payload END
 FROM unnest($1::int[], $2::text[], $3::bigint[], $4::text[]) AS n(shard, user_id, seq, alias)
 WHERE l.shard = n.shard AND l.user_id = n.user_id AND l.seq <= n.seq
 """

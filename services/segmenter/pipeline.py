@@ -13,6 +13,7 @@ from services.segmenter.domain.decide import decide
 from services.segmenter.domain.dedup import KEEP_HOURS
 from services.segmenter.domain.standin import instead
 from services.segmenter.loading import load
+from services.segmenter.merger import Merger
 from services.segmenter.publish import Publisher
 from services.segmenter.saving import save
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, NOTHING, Draft, ShardState
@@ -26,7 +27,7 @@ from shared.contracts.events import (
     TimeRecord,
     decode_decision,
 )
-from shared.contracts.topics import Topic
+from shared.contracts.topics import SPECS, Topic
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool, transaction
 from shared.data.ledger import LedgerRow, unsent
@@ -35,6 +36,7 @@ from shared.kafka.chain import judge
 from shared.kafka.fenced_reader import FencedReader, OwnedShard
 from shared.kafka.relay import Relay
 from shared.kafka.shard_consumer import Polled
+from shared.kafka.side_input import SideInput
 from shared.kafka.suspects import Suspects
 from shared.process.clock import Clock, monotonic
 from shared.process.metrics import (
@@ -42,6 +44,7 @@ from shared.process.metrics import (
     ERASURES,
     EVENT_AGE,
     GAPS,
+    MERGES,
     REPEATS,
     SEGMENTER_CHANGES,
     SEGMENTER_EVENTS,
@@ -54,6 +57,7 @@ log = logging.getLogger("perennial.segmenter")
 _YIELD_EVERY = 500
 _REPAIRS_SECONDS = 2.0
 _FORGET_SECONDS = 3600.0
+_RAW_KEPT_MS = next(spec.retention_ms for spec in SPECS if spec.topic is Topic.RAW)
 
 
 class Segmenter:
@@ -69,6 +73,8 @@ class Segmenter:
         publisher: Publisher,
         clock: Clock,
         *,
+        merges: SideInput,
+        all_shards: int,
         most_cached: int,
         fault: str = "",
     ) -> None:
@@ -80,9 +86,10 @@ class Segmenter:
         self._suspects = Suspects()
         self._told: dict[int, float] = {}
         self._sweeper = Sweeper(self)
+        self.merger = Merger(self, merges, all_shards)
         self._oldest = 0
         self._age = EVENT_AGE.labels("segmenter")
-        begin_each(SEGMENTER_EVENTS, ("applied", "duplicate", "suppressed"))
+        begin_each(SEGMENTER_EVENTS, ("applied", "duplicate", "forwarded", "suppressed"))
         WATERMARK_AGE.set_function(self._watermark_age)
         CACHED_USERS.set_function(lambda: float(sum(len(state.users) for state in self._shards.values())))
 
@@ -103,8 +110,11 @@ class Segmenter:
                 if history:
                     state.rules = InForce(history[-1][1], tuple(history))
             self._shards[shard] = state
+        log_id = next(iter(shards.values())).position.log_id
+        await self.merger.take(connection, self._shards, log_id)
 
     async def taken(self) -> None:
+        await self.merger.taken(self._shards)
         self._relay.own(self._shards)
         for shard, owned in self.reader.shards.items():
             await self._publish_behind(shard, owned.owner.relayed)
@@ -122,11 +132,13 @@ class Segmenter:
 
     def drop(self) -> None:
         self._relay.disown_all()
+        self.merger.drop()
         self._suspects.release()
         self._shards = {}
 
     def suspect(self, error: Exception) -> None:
         self._suspects.failed()
+        self.merger.suspect()
 
     # -- applying -------------------------------------------------------------------------------------
 
@@ -136,6 +148,7 @@ class Segmenter:
             await self._apply(piece)
 
     async def idle(self) -> None:
+        await self.merger.step()
         await self._sweeper.step()
         self._tell_time()
         if monotonic() - self._repairs_at > _REPAIRS_SECONDS:
@@ -143,12 +156,14 @@ class Segmenter:
             await self._repair()
         if self._shards and monotonic() - self._forgotten_at > _FORGET_SECONDS:
             self._forgotten_at = monotonic()
-            await self._forget_spilled()
+            await self._forget_old()
 
-    async def _forget_spilled(self) -> None:
-        """Drop the spilled message ids that no longer count for any of these shards."""
+    async def _forget_old(self) -> None:
+        """Drop the spilled message ids that no longer count for any of these shards, and what a refold of raw, as long
+        as that is kept, does not ask for."""
         oldest = min(state.watermark for state in self._shards.values()) // HOUR_MS - KEEP_HOURS
         await store.drop_spilled(self._pool, list(self._shards), oldest // DAY_HOURS)
+        await store.drop_merges(self._pool, list(self._shards), self._clock.real_ms() - _RAW_KEPT_MS)
 
     async def _repair(self) -> None:
         """Publish again what a reader of the feed misses (`perennial repair`)."""
@@ -196,7 +211,7 @@ class Segmenter:
 
     async def fold(self, draft: Draft, decisions: Sequence[Decision], last: int) -> int:
         """Fold one shard's decisions in order behind `last`, whose users are loaded; the last `src` applied."""
-        state = draft.state
+        state, newest = draft.state, 0
         for count, decision in enumerate(decisions, 1):
             if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)  # heartbeats share this loop
@@ -218,20 +233,25 @@ class Segmenter:
             if decision.rules > state.version:
                 await self._adopt(draft, decision.rules, last)
             if isinstance(decision, Accepted):
-                self._event(draft, decision)
+                self.event(draft, decision, state.last_tick)
+                newest = decision.received_at
             elif isinstance(decision, Rejected):
                 if state.suppresses(decision.user_id):
                     draft.folded["suppressed"] += 1
                 else:
                     draft.dead_letter(decision)
             elif isinstance(decision, Erase):
-                erasing.erase(draft, state.users[decision.user_id], decision)
+                entry = state.users[decision.user_id]
+                self.merger.erased(draft, decision.user_id, entry, decision.received_at, decision.erasure_id)
+                erasing.erase(draft, entry, decision)
             elif isinstance(decision, Readmit):
                 erasing.readmit(draft, decision)
             last = decision.src
+        state.newest = max(state.newest, newest)
         return last
 
-    def _event(self, draft: Draft, event: Accepted) -> None:
+    def event(self, draft: Draft, event: Accepted, since: int) -> None:
+        """Fold one event of a user who is loaded; `since`: where the user stands at least."""
         state, user_id = draft.state, event.user_id
         assert state.rules is not None
         if event.name == self._fault:
@@ -241,11 +261,14 @@ class Segmenter:
         if before is None and state.suppresses(user_id):
             draft.folded["suppressed"] += 1
             return
+        if before is not None and before.merged_into:
+            self.merger.forward(draft, user_id, entry, event)
+            return
         outcome = decide(
             before,
             entry.cold,
             event,
-            max(event.received_at, state.last_tick),
+            max(event.received_at, since),
             state.rules,
             entry.spilled or NOTHING,
         )
@@ -259,6 +282,8 @@ class Segmenter:
         if outcome.spilled is not None:
             draft.spill(user_id, entry, *outcome.spilled)
         draft.user(user_id, entry, before, outcome.changes, outcome.daily, event.src)
+        if event.identifies is not None and not outcome.duplicate:
+            self.merger.identified(draft, user_id, entry, event)
 
     async def _adopt(self, draft: Draft, version: int, at_src: int) -> None:
         """Enter a newer rules version: a tick for everyone, noticed user by user."""
@@ -288,14 +313,18 @@ class Segmenter:
 
         await self.reader.commit(drafts, positions, write)
         folded: Counter[str] = Counter()
+        merges: Counter[str] = Counter()
         for shard, draft in drafts.items():
             self._relay.put(shard, draft.rows)
             folded.update(draft.folded)
+            merges.update(draft.merges)
             self._trim(draft.state)
         for outcome, events in folded.items():
             SEGMENTER_EVENTS.labels(outcome).inc(events)
         for kind in (one.kind for draft in drafts.values() for one in draft.erasures):
             ERASURES.labels("erased" if kind == "erase" else "readmitted").inc()
+        for outcome, users in merges.items():
+            MERGES.labels(outcome).inc(users)
         for kind, rows in Counter(row.kind for draft in drafts.values() for row in draft.rows).items():
             SEGMENTER_CHANGES.labels(kind).inc(rows)
 
@@ -325,6 +354,9 @@ class Segmenter:
         if not self._oldest or self.reader.spare:
             return 0.0
         return max(0, self._clock.now_ms() - self._oldest) / 1000
+
+    async def room(self) -> None:
+        await self._relay.room()
 
     @property
     def shards(self) -> Mapping[int, ShardState]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import Any
 
 import msgspec
 
 from shared.contracts.cloudevents import headers
 from shared.contracts.events import FeedTime, encode
+from shared.contracts.merges import MergeRecord
 from shared.contracts.topics import Names, Topic
-from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
+from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, MERGE_SENT, LedgerRow
 from shared.kafka.relay import Published
 from shared.kafka.sender import Record
 from shared.process.clock import iso
@@ -19,12 +21,14 @@ _json = msgspec.json.Encoder().encode
 
 
 class Publisher:
-    """Rows to records: all go to the feed, changes and dead letters to their public topics as well."""
+    """Rows to records: all go to the feed, changes and dead letters to their public topics as well, and what is told
+    to another shard to that one's partition."""
 
     def __init__(self, names: Names) -> None:
         self._feed = names.topic(Topic.FEED)
         self._changes = names.topic(Topic.CHANGES)
         self._dead = names.topic(Topic.DEAD_LETTERS)
+        self._merge = names.topic(Topic.MERGE)
         self._source = f"/perennial/{names.prefix}segmenter"
 
     def row(self, row: LedgerRow) -> Published:
@@ -34,6 +38,8 @@ class Publisher:
             records.append((self._changes, Record(key, _json(change(row)), self._headers(row))))
         elif row.kind == DEAD_LETTER:
             records.append((self._dead, Record(key, _json(dead_letter(row)), self._headers(row))))
+        elif row.kind == MERGE_SENT and row.payload:
+            return Published(row.seq, records, (self._merge, row.payload["shard"], Record(key, merge_record(row))))
         return Published(row.seq, records)
 
     def _headers(self, row: LedgerRow) -> list[tuple[str, bytes]]:
@@ -47,6 +53,12 @@ class Publisher:
 
     def time(self, gen: int, seq: int, as_of: int) -> Published:
         return Published(seq, [(self._feed, Record(b"", encode(FeedTime(gen, seq, as_of))))])
+
+
+def merge_record(row: LedgerRow) -> bytes:
+    """The value of a record of `user.merge.v1`."""
+    told = msgspec.Raw(b64decode(row.payload["told"]))
+    return encode(MergeRecord(row.shard, row.gen, row.seq, told))
 
 
 def change(row: LedgerRow) -> dict[str, Any]:

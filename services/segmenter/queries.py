@@ -54,11 +54,13 @@ def place(gazetteer: Gazetteer, city_id: int, count: int = 0, last_at: int = -1)
 
 
 async def user(pool: Pool | Connection, gazetteer: Gazetteer, shards: int, user_id: str) -> dict[str, Any] | None:
-    """A user as `GET /v1/users/{id}` shows them; None when unknown."""
+    """A user as `GET /v1/users/{id}` shows them; None when unknown; of one who is part of another only who that is."""
     row = await pool.fetchrow(_USER, shard_of(user_id, shards), user_id)
     if row is None:
         return None
     hot: Hot = decode_hot(row["hot"])
+    if hot.merged_into:
+        return {"user_id": user_id, "merged_into": hot.merged_into}
     return {
         "user_id": user_id,
         "stage": hot.stage,

@@ -22,7 +22,7 @@ from services.segmenter.loading import load
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.saving import save
 from services.segmenter.shard import DAY_HOURS, HOUR_MS, Draft, Entry, Erasure, raise_bucket
-from shared.contracts.events import Decision, Rejected, TimeRecord, decode_decision
+from shared.contracts.events import Accepted, Decision, Rejected, TimeRecord, decode_decision
 from shared.contracts.identifiers import alias_id
 from shared.data.control import RulesBook
 from shared.data.db import Connection, Pool
@@ -43,6 +43,11 @@ ORDER BY tick_id LIMIT 20000
 
 class Unreached(Exception):
     """The recorded ticks lie behind a decision that the input does not lead to: the number of that decision."""
+
+
+class Merged(Exception):
+    """Users of the shard turned out to be one with others, whose shards have a say in what they are: the number of the
+    decision that says so."""
 
 
 class Refold:
@@ -135,7 +140,9 @@ class Refold:
         return decision
 
     async def _apply(self, decision: Decision, last: int) -> int:
-        """As the pipeline does, which sets aside what makes the code fail."""
+        """As the pipeline does, which sets aside what makes the code fail; not what others tell it: `Merged`."""
+        if isinstance(decision, Accepted) and decision.identifies not in (None, "", decision.user_id):
+            raise Merged(decision.src)
         try:
             return await self._segmenter.fold(self._draft, [decision], last)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ from services.segmenter import erasing, store
 from services.segmenter.shard import Draft
 from shared.data.db import Connection
 from shared.data.ledger import append
+from shared.data.shard_owner import MERGES_READ, put_positions
 
 
 async def save(connection: Connection, drafts: Collection[Draft]) -> None:
@@ -37,6 +38,10 @@ async def save(connection: Connection, drafts: Collection[Draft]) -> None:
     ticks = [tick for draft in drafts for tick in draft.ticks]
     if ticks:
         await store.log_ticks(connection, ticks)
+    merges = [row for draft in drafts for row in draft.merge_log]
+    if merges:
+        await store.log_merges(connection, merges)
+    await put_positions(connection, MERGES_READ, {draft.state.shard: draft.told for draft in drafts})
     times = [draft.state.times() for draft in drafts if draft.state.times() != draft.times_before]
     if times:
         await store.save_times(connection, times)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from base64 import b64encode
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from services.segmenter.domain.compiled import InForce
 from services.segmenter.domain.state import ROLES, Change, Cold, Daily, Hot, encode_cold, encode_hot
 from shared.contracts.events import Rejected
 from shared.contracts.identifiers import suppression_hash
-from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, LedgerRow
+from shared.contracts.merges import Told, encode_told
+from shared.data.ledger import CHANGE_KINDS, DEAD_LETTER, MERGE_SENT, LedgerRow
 from shared.data.shard_owner import Owner, Position
 
 HOUR_MS = 3_600_000
@@ -19,6 +21,8 @@ DAY_HOURS = 24
 
 
 NOTHING: frozenset[int] = frozenset()
+MergeLogged = tuple[int, int, int, int, int, str, int, int, int, int]
+"""A row of segmenter.merge_log, without its id."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,9 @@ class Entry:
 @dataclass(slots=True)
 class ShardState:
     """`watermark`, `last_tick`: see segmenter.shard_time. `swept`: the watermark the last sweep finished at;
-    `sweep_at`: (watermark, due bucket, user id) of a sweep under way. `suppressed`: hashes of erased users."""
+    `sweep_at`: (watermark, due bucket, user id) of a sweep under way; `newest`: when the last
+    event folded was received. `told_at`: the position in what other shards tell; `heard`: the numbers heard of each.
+    `suppressed`: hashes of erased users."""
 
     shard: int
     watermark: int = 0
@@ -47,6 +53,7 @@ class ShardState:
     users: dict[str, Entry] = field(default_factory=dict)
     swept: int = 0
     sweep_at: tuple[int, int, str] | None = None
+    newest: int = 0
     told_time: int = 0
     salt: str = ""
     suppressed: set[bytes] = field(default_factory=set)
@@ -55,9 +62,18 @@ class ShardState:
         """Whether nothing of this user is taken in. Whoever is known is not: it need not be asked of them."""
         return bool(self.suppressed) and suppression_hash(self.salt, user_id) in self.suppressed
 
+    told_at: Position = field(default_factory=lambda: Position("", ""))
+    heard: dict[int, Position] = field(default_factory=dict)
+
     def times(self) -> tuple[int, int, int, int, str | None]:
         """The shard's row of segmenter.shard_time."""
         return self.shard, self.watermark, self.last_tick, self.version, self.rules_cursor
+
+    @property
+    def now(self) -> int:
+        """The moment beyond which none of the shard's users was brought. Not the watermark: what is told late, though
+        received by then, is to come before the sweep that brings them there."""
+        return max(self.last_tick, self.newest, self.swept, self.sweep_at[0] if self.sweep_at is not None else 0)
 
     @property
     def version(self) -> int:
@@ -92,10 +108,13 @@ class Draft:
         self.members: dict[tuple[int, int, str, str], int | None] = {}
         self.spilled: list[tuple[int, str, int, int]] = []
         self.ticks: list[tuple[int, int, int, str, int, int]] = []
-        self.folded = {"applied": 0, "duplicate": 0, "suppressed": 0}
+        self.folded = {"applied": 0, "duplicate": 0, "forwarded": 0, "suppressed": 0}
         self.gone: set[str] = set()
         self.suppressed: dict[bytes, bool] = {}
         self.erasures: list[Erasure] = []
+        self.merges: Counter[str] = Counter()
+        self.told: list[Position] = []
+        self.merge_log: list[MergeLogged] = []
 
     def spill(self, user_id: str, entry: Entry, message_hash: int, hour: int) -> None:
         """Keep a message id that left the user's ring too young, in memory and in the table."""
@@ -120,6 +139,52 @@ class Draft:
         }
         change = Change(DEAD_LETTER, payload, refused.received_at, "event", refused.message_id)
         self._number(refused.user_id, change, refused.src)
+
+    def merge(self, teller: int, gen: int, seq: int, at_src: int, as_of: int) -> None:
+        """Record that what shard `teller` told under this number was applied behind event `at_src`, at `as_of`."""
+        state = self.state
+        self.merge_log.append(
+            (
+                state.shard, teller, gen, seq, at_src, self.log_id, as_of, state.last_tick, state.version,
+                self.recorded_at,
+            )
+        )  # fmt: skip
+
+    def tell(self, user_id: str, shard: int, told: Told, at: int, cause: str) -> None:
+        """Tell another shard (or this one) something that follows from `user_id`."""
+        payload: dict[str, object] = {"shard": shard, "told": b64encode(encode_told(told)).decode()}
+        self._number(user_id, Change(MERGE_SENT, payload, at, "merge", cause), -1)
+
+    def row(self, user_id: str, change: Change) -> None:
+        """A row that changes nothing of the user."""
+        self._number(user_id, change, -1)
+
+    def _count_out(self, last: Hot) -> None:
+        """One less of those who are here; `last` is what they were."""
+        shard, tallies = self.state.shard, self.tallies
+        tallies[shard, "users", "all"] -= 1
+        tallies[shard, "stage", last.stage] -= 1
+        tallies[shard, "activity", last.activity] -= 1
+        for bit, name in ROLES:
+            tallies[shard, "rate", name] -= bool(last.flags & bit)
+
+    def laid_down(self, user_id: str, entry: Entry, last: Hot, changes: list[Change], daily: list[Daily]) -> None:
+        """The user is part of another one: out of every count, with what they bought; `last` is what they were."""
+        self.dirty[user_id] = entry
+        self.new_cold.add(user_id)
+        self._count_out(last)
+        shard, tallies = self.state.shard, self.tallies
+        tallies[shard, "total", "orders"] -= last.orders
+        tallies[shard, "total", "revenue"] -= last.revenue
+        self._last_changes(user_id, changes, daily, -1)
+
+    def _last_changes(self, user_id: str, changes: list[Change], daily: list[Daily], src: int) -> None:
+        for day, kind, name, by in daily:
+            self.daily[kind, name, day, self.state.shard] += by
+        for change in changes:
+            seq = self._number(user_id, change, src)
+            if change.kind in CHANGE_KINDS:
+                self._count(user_id, change, seq)
 
     def user(
         self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], daily: list[Daily], src: int
@@ -149,19 +214,10 @@ class Draft:
 
     def leaves(self, user_id: str, entry: Entry, changes: list[Change], daily: list[Daily], src: int) -> None:
         """The user is erased: their last changes, their place in every count of who is here, and their rows."""
-        hot, shard, tallies = entry.hot, self.state.shard, self.tallies
-        if hot is not None:
-            tallies[shard, "users", "all"] -= 1
-            tallies[shard, "stage", hot.stage] -= 1
-            tallies[shard, "activity", hot.activity] -= 1
-            for bit, name in ROLES:
-                tallies[shard, "rate", name] -= bool(hot.flags & bit)
-        for day, kind, name, by in daily:
-            self.daily[kind, name, day, shard] += by
-        for change in changes:
-            seq = self._number(user_id, change, src)
-            if change.kind in CHANGE_KINDS:
-                self._count(user_id, change, seq)
+        hot = entry.hot
+        if hot is not None and not hot.merged_into:
+            self._count_out(hot)
+        self._last_changes(user_id, changes, daily, src)
         self.dirty.pop(user_id, None)
         self.new_cold.discard(user_id)
         self.spilled = [row for row in self.spilled if row[1] != user_id]

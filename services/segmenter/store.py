@@ -60,6 +60,12 @@ _TICK = """
 INSERT INTO segmenter.tick_log (shard, seq, at_src, log_id, as_of, rules_version)
 SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::int[])
 """
+_MERGE = """
+INSERT INTO segmenter.merge_log
+    (shard, teller, told_gen, told_seq, at_src, log_id, as_of, last_tick, rules_version, recorded_at)
+SELECT * FROM unnest($1::int[], $2::int[], $3::int[], $4::bigint[], $5::bigint[], $6::text[], $7::bigint[],
+    $8::bigint[], $9::int[], $10::bigint[])
+"""
 _SAVE_TIME = """
 INSERT INTO segmenter.shard_time (shard, watermark, last_tick, rules_version, rules_cursor)
 SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::int[], $5::text[])
@@ -192,6 +198,18 @@ async def move_members(connection: Connection, moves: Mapping[tuple[int, int, st
 
 async def log_ticks(connection: Connection, rows: list[tuple[int, int, int, str, int, int]]) -> None:
     await connection.execute(_TICK, *map(list, zip(*rows, strict=True)))
+
+
+async def log_merges(
+    connection: Connection, rows: list[tuple[int, int, int, int, int, str, int, int, int, int]]
+) -> None:
+    await connection.execute(_MERGE, *map(list, zip(*rows, strict=True)))
+
+
+async def drop_merges(pool: Pool, shards: list[int], before_ms: int) -> None:
+    await pool.execute(
+        "DELETE FROM segmenter.merge_log WHERE shard = ANY($1::int[]) AND recorded_at < $2", shards, before_ms
+    )
 
 
 async def save_times(connection: Connection, rows: list[tuple[int, int, int, int, str | None]]) -> None:

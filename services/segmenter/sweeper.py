@@ -39,9 +39,10 @@ class Sweeper:
                 await self._walk_page(state)
                 pages += 1
 
-    @staticmethod
-    def _sweep_wanted(state: ShardState) -> bool:
-        return state.sweep_at is not None or state.watermark > state.swept
+    def _sweep_wanted(self, state: ShardState) -> bool:
+        """Not before what came under other ids of the users is applied: nobody falls due over what waits there."""
+        behind = state.sweep_at is not None or state.watermark > state.swept
+        return behind and self._segmenter.merger.read_up(state)
 
     async def _sweep_page(self, state: ShardState) -> None:
         """Bring the next page of users that may be due to the watermark the sweep began with."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from shared.contracts import events
+from shared.contracts import events, merges
 from shared.contracts.changes import ChangeKind
 from shared.contracts.rules import Relation
 from shared.contracts.topics import SPECS, Topic, TopicSpec
@@ -20,7 +20,8 @@ DEFAULT_SHARDS = 32
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """Why it happened. `id`: the event's message id, the due moment of a tick, the rules version, or the erasure's."""
+    """Why it happened. `id`: the event's message id (of a merge: of the event that identified the user), the due moment
+    of a tick, the rules version, or the erasure's."""
 
     type: Literal["event", "tick", "rules", "merge", "erase"]
     id: str
@@ -28,9 +29,10 @@ class Cause(msgspec.Struct, frozen=True):
 
 class SegmentChange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One change of one user. `(gen, seq)` is unique and increasing within a shard; `prev_seq` is the change before it
-    in this topic (0: none). `from` and `to` belong to stage and activity, `segment` to segments, `relation` and
-    `city_id` (GeoNames) to cohorts. `user_erased` is the last to name a user: who keeps anything of them drops it.
-    `occurred_at` is when it became true, `recorded_at` when it was noticed."""
+    in this topic (0: none). `from` and `to` belong to stage and activity, and are the ids of a merge, which both users
+    tell: `from` left every segment and cohort, and has no stage or activity any more. `segment` belongs to segments,
+    `relation` and `city_id` (GeoNames) to cohorts. `user_erased` is the last to name a user: who keeps anything of
+    them drops it. `occurred_at` is when it became true, `recorded_at` when it was noticed."""
 
     user_id: str
     kind: ChangeKind
@@ -109,6 +111,7 @@ PUBLIC: dict[Topic, type[msgspec.Struct]] = {
 PRIVATE: dict[Topic, tuple[type[msgspec.Struct], ...]] = {
     Topic.EVENTS: (events.Accepted, events.Rejected, events.Moved, events.Erase, events.Readmit, events.TimeRecord),
     Topic.FEED: (events.FeedRow, events.FeedTime),
+    Topic.MERGE: (merges.MergeRow,),
 }
 _INSTANTS = frozenset({"occurred_at", "recorded_at"})
 _SAYS: dict[Topic, str] = {
@@ -116,9 +119,11 @@ _SAYS: dict[Topic, str] = {
     " partitioner. Ingest moves a record that lies in another partition, and counts it.",
     Topic.EVENTS: "One decision per raw record, and time records. The first decision per `src` is the valid one.",
     Topic.FEED: "The segmenter's ledger and outbox as the notifier reads them: contiguous numbers per shard, and time.",
-    Topic.MERGE: "Reserved for identity merges between shards; nothing is written yet.",
-    Topic.CHANGES: "Stage, activity, segment and cohort changes. At least once: apply where (gen, seq) is greater than"
-    " the greatest applied of the shard.",
+    Topic.MERGE: "What shards tell each other of users who turn out to be one: asked, answered with what was kept"
+    " of the user, declined, erased, and events that came under an id which is part of another. In the partition of the"
+    " shard it is told to; each counts once, behind the greatest (gen, seq) heard of the shard that tells it.",
+    Topic.CHANGES: "Stage, activity, segment and cohort changes, and merges. At least once: apply where (gen, seq) is"
+    " greater than the greatest applied of the shard.",
     Topic.CONTEXT: "Alerts and forecasts as posted. One partition, so that chains which meet are joined in one order.",
     Topic.OUTCOMES: "What became of each message: sent, suppressed, held out, failed, opened, unknown. At least once.",
     Topic.DEAD_LETTERS: "Events that were refused, with reason and address. At least once.",
@@ -215,7 +220,8 @@ def _schemas() -> dict[str, Any]:
         *(kind for several in PRIVATE.values() for kind in several),
     ]
     _, found = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
-    arrays: tuple[type[msgspec.Struct], ...] = (*kinds, events.Context, events.Device)
+    told = (merges.Asked, merges.Answered, merges.Declined, merges.Forgotten, merges.Forwarded)
+    arrays: tuple[type[msgspec.Struct], ...] = (*kinds, events.Context, events.Device, *told)
     by_name = {kind.__name__: kind for kind in arrays}
     schemas = {name: _plain(_named(schema, by_name.get(name))) for name, schema in found.items()}
     for kind in PUBLIC.values():

@@ -36,7 +36,8 @@ class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
 
     `prev` is the `src` decided before it, `digest` that of raw[src], `rules` the version it was decided
     under. `name` is the event's name; `screen`, `page`, `identify` calls are `$screen`, `$page`,
-    `$identify`. `city_id` is set where the event names a place the gazetteer knows.
+    `$identify`. `city_id` is set where the event names a place the gazetteer knows. `identifies` is set where an
+    `identify` or `alias` call says who `user_id` is: the other id it names for them, empty where it names none.
     """
 
     src: int
@@ -53,6 +54,7 @@ class Accepted(msgspec.Struct, array_like=True, tag="a", frozen=True, gc=False):
     city_id: int | None
     properties: dict[str, Any]
     context: Context | None
+    identifies: str | None = None
 
 
 class Rejected(msgspec.Struct, array_like=True, tag="r", frozen=True, gc=False):

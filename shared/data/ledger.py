@@ -13,8 +13,20 @@ from shared.data.db import Connection
 
 CHANGE_KINDS: frozenset[str] = frozenset(get_args(ChangeKind))
 DEAD_LETTER = "dead_letter"
+MERGE_SENT = "merge_sent"
+"""Something told to another shard: `payload` has its `shard` and, in base 64, what (see `shared.contracts.merges`)."""
 FEED_ONLY_KINDS = frozenset(
-    {"device_set", "device_removed", "profile_set", "consent_set", "opened", "session_began", "moment"}
+    {
+        "device_set",
+        "device_removed",
+        "profile_set",
+        "consent_set",
+        "assignment_set",
+        "opened",
+        "session_began",
+        "moment",
+        MERGE_SENT,
+    }
 )
 
 OVERWRITTEN = -2
@@ -68,7 +80,7 @@ class LedgerRow(msgspec.Struct, frozen=True, gc=False):
 
     def feed_row(self) -> FeedRow:
         """This row as `user.feed.v1` carries it: every number of the shard follows the one before. One that is sent
-        again after its user was erased concerns nobody."""
+        again after its user was erased concerns nobody; what is told to another shard is not said here."""
         erased = self.src == OVERWRITTEN
         return FeedRow(
             self.gen,
@@ -76,7 +88,7 @@ class LedgerRow(msgspec.Struct, frozen=True, gc=False):
             self.seq - 1,
             "" if erased else self.user_id,
             self.kind,
-            {} if erased else self.payload,
+            {} if erased or self.kind == MERGE_SENT else self.payload,
             self.occurred_at,
             self.recorded_at,
             (self.cause_type, self.cause_id),

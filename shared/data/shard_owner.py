@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from shared.data.db import Connection
 from shared.process.errors import Fenced
 
+MERGES_READ = "segmenter.merge"
+"""Whose positions in `user.merge.v1` are: one of the topic, and one, `topic/shard`, of each shard heard of."""
+
 
 @dataclass(slots=True)
 class Owner:
@@ -45,6 +48,10 @@ class Position:
         """This position at the start of a new log. A ledger's numbers go on; raw offsets begin again."""
         fresh = replace(self, log_id=log_id, next_offset=0, last_offset=-1, digest=b"")
         return fresh if numbers_survive else replace(fresh, last_gen=0, last_src=-1)
+
+    def in_log(self, log_id: str, *, numbers_survive: bool) -> Position:
+        """This position in the log of that name: at its start if it was taken from another one."""
+        return self if self.log_id == log_id else self.restarted(log_id, numbers_survive=numbers_survive)
 
 
 _ENSURE = """
@@ -80,13 +87,14 @@ FROM unnest($2::int[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::b
     AS n(shard, source, log_id, next_offset, last_offset, digest, last_gen, last_src)
 WHERE p.service = $1 AND p.shard = n.shard AND p.source = n.source
 """
-_PUT_POSITION = """
+_PUT_POSITIONS = """
 INSERT INTO spine.shard_position
     (service, shard, source, log_id, next_offset, last_offset, digest, last_gen, last_src)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-ON CONFLICT (service, shard, source) DO UPDATE SET log_id = excluded.log_id, next_offset = excluded.next_offset,
-    last_offset = excluded.last_offset, digest = excluded.digest, last_gen = excluded.last_gen,
-    last_src = excluded.last_src
+SELECT $1, n.* FROM unnest($2::int[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[], $8::int[],
+    $9::bigint[]) AS n
+ON CONFLICT (service, shard, source) DO UPDATE
+SET log_id = excluded.log_id, next_offset = excluded.next_offset, last_offset = excluded.last_offset,
+    digest = excluded.digest, last_gen = excluded.last_gen, last_src = excluded.last_src
 """
 _RELAYED = """
 UPDATE spine.shard_owner o SET relayed = greatest(o.relayed, n.seq)
@@ -105,11 +113,19 @@ async def acquire(
     await connection.fetch(_LOCK, service, wanted)
     owners = {row["shard"]: Owner(**dict(row)) for row in await connection.fetch(_ACQUIRE, service, wanted, owner)}
     taken: dict[int, tuple[Owner, dict[str, Position]]] = {shard: (owners[shard], {}) for shard in wanted}
-    for row in await connection.fetch(_POSITIONS, service, wanted):
-        fields = dict(row)
-        shard = fields.pop("shard")
-        taken[shard][1][fields["source"]] = Position(**fields)
+    for shard, several in (await positions(connection, service, wanted)).items():
+        taken[shard][1].update(several)
     return taken
+
+
+async def positions(connection: Connection, service: str, shards: Iterable[int]) -> dict[int, dict[str, Position]]:
+    """By shard and source, where the service stands."""
+    found: dict[int, dict[str, Position]] = {}
+    for row in await connection.fetch(_POSITIONS, service, sorted(shards)):
+        fields = dict(row)
+        several = found.setdefault(fields.pop("shard"), {})
+        several[fields["source"]] = Position(**fields)
+    return found
 
 
 async def lock(connection: Connection, service: str, epochs: Mapping[int, int]) -> dict[int, Owner]:
@@ -138,34 +154,32 @@ async def write(
         )
     flat = [(shard, p) for shard, several in positions.items() for p in several]
     if flat:
-        await connection.execute(
-            _WRITE_POSITIONS,
-            service,
-            [shard for shard, _ in flat],
-            [p.source for _, p in flat],
-            [p.log_id for _, p in flat],
-            [p.next_offset for _, p in flat],
-            [p.last_offset for _, p in flat],
-            [p.digest for _, p in flat],
-            [p.last_gen for _, p in flat],
-            [p.last_src for _, p in flat],
-        )
+        await connection.execute(_WRITE_POSITIONS, service, *_columns(flat))
+
+
+async def put_positions(connection: Connection, service: str, positions: Mapping[int, Iterable[Position]]) -> None:
+    """Write positions, whether they are there or not; in a transaction that locked the shards."""
+    flat = [(shard, p) for shard, several in positions.items() for p in several]
+    if flat:
+        await connection.execute(_PUT_POSITIONS, service, *_columns(flat))
+
+
+def _columns(flat: list[tuple[int, Position]]) -> tuple[list[object], ...]:
+    return (
+        [shard for shard, _ in flat],
+        [p.source for _, p in flat],
+        [p.log_id for _, p in flat],
+        [p.next_offset for _, p in flat],
+        [p.last_offset for _, p in flat],
+        [p.digest for _, p in flat],
+        [p.last_gen for _, p in flat],
+        [p.last_src for _, p in flat],
+    )
 
 
 async def put_position(connection: Connection, service: str, shard: int, p: Position) -> None:
     """Have a shard's next owner go on from there; only in a transaction that raised its epoch."""
-    await connection.execute(
-        _PUT_POSITION,
-        service,
-        shard,
-        p.source,
-        p.log_id,
-        p.next_offset,
-        p.last_offset,
-        p.digest,
-        p.last_gen,
-        p.last_src,
-    )
+    await put_positions(connection, service, {shard: [p]})
 
 
 async def advance_relayed(connection: Connection, service: str, seqs: Mapping[int, int]) -> None:

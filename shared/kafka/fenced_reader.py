@@ -13,20 +13,20 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from shared.contracts.identifiers import record_digest
 from shared.data import shard_owner
 from shared.data.control import installation
 from shared.data.db import Connection, Pool, is_moment, transaction
 from shared.data.shard_owner import Owner, Position
 from shared.kafka.log_reader import LogReader
+from shared.kafka.proof import behind, prove
 from shared.kafka.records import InRecord
 from shared.kafka.shard_consumer import Polled, Reassigned, ShardConsumer
 from shared.process.clock import monotonic
 from shared.process.crash import POINTS
-from shared.process.errors import Fatal, Fenced, LogReplaced, Transient
+from shared.process.errors import Fatal, Fenced, Transient
 from shared.process.http import Health
 from shared.process.metrics import BATCH_SECONDS, BUGS, FENCED, HELD, LAG, OWNED_SHARDS, TRANSIENT, begin
 from shared.process.retry import backoff_seconds
@@ -191,17 +191,7 @@ class FencedReader:
 
     def advanced(self, shard: int, last: InRecord | None, next_offset: int, **numbers: int) -> Position:
         """The shard's position behind `last` (None: nothing but holes was read)."""
-        before = self.shards[shard].position
-        if last is None:
-            return replace(before, next_offset=next_offset, **numbers)  # type: ignore[arg-type]
-        digest = record_digest(last.key, last.value)
-        return replace(
-            before,
-            next_offset=next_offset,
-            last_offset=last.offset,
-            digest=digest,
-            **numbers,  # type: ignore[arg-type]
-        )
+        return behind(self.shards[shard].position, last, next_offset, **numbers)
 
     def _let_go(self) -> None:
         self._generation = -1
@@ -220,11 +210,13 @@ class FencedReader:
                     connection, self._service, assigned, self._owner, [self._topic], log_id
                 )
                 owned = {
-                    shard: OwnedShard(owner, self._in_log(positions[self._topic], log_id))
+                    shard: OwnedShard(
+                        owner, positions[self._topic].in_log(log_id, numbers_survive=self._numbers_survive)
+                    )
                     for shard, (owner, positions) in taken.items()
                 }
                 await self._worker.take(connection, owned)
-            starts = await self._prove(owned)
+            starts = await prove(self._reader, self._topic, {shard: one.position for shard, one in owned.items()})
             if generation != self._consumer.generation:
                 raise Reassigned
             for shard, one in owned.items():
@@ -236,31 +228,6 @@ class FencedReader:
         if self.shards:
             self._health.ready()
         log.info("owns shards", extra={"fields": {"shards": assigned}})
-
-    def _in_log(self, position: Position, log_id: str) -> Position:
-        if position.log_id == log_id:
-            return position
-        return position.restarted(log_id, numbers_survive=self._numbers_survive)
-
-    async def _prove(self, owned: Mapping[int, OwnedShard]) -> dict[int, int]:
-        """The first offset kept of each shard. `LogReplaced` unless the log holds what was read of it."""
-        starts = await self._reader.starts(self._topic, owned)
-        read = {shard: one.position for shard, one in owned.items() if one.position.last_offset >= 0}
-        found = await self._reader.at(self._topic, {s: p.last_offset for s, p in read.items()}) if read else {}
-        for shard, position in read.items():
-            record = found[shard]
-            where = f"{self._topic}[{shard}]"
-            if record is not None and record_digest(record.key, record.value) == position.digest:
-                continue
-            if record is None and position.last_offset < starts[shard]:
-                if position.next_offset >= starts[shard]:
-                    continue
-                raise LogReplaced(f"{where} was emptied by retention up to {starts[shard]} before it was read")
-            raise LogReplaced(
-                f"{where} no longer holds at offset {position.last_offset} the record that was read there: the topic"
-                " was re-created or truncated. Restore it, or run `perennial restore`."
-            )
-        return starts
 
     async def _round(self) -> None:
         if not self.shards:

@@ -1,7 +1,7 @@
 """How committed rows reach their topics: in order, to the shard's own partition, again after any doubt.
 
 The table is the truth; the queue here is what was committed since and not yet acknowledged. At most one
-batch per topic and shard is unacknowledged; after a failure the same rows go again, in order. Readers drop
+batch per topic and partition is unacknowledged; after a failure the same rows go again, in order. Readers drop
 repeats by (gen, seq).
 """
 
@@ -30,10 +30,12 @@ _AT_ONCE = 2500
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
-    """What one row becomes: records by topic name, in the shard's partition."""
+    """What one row becomes: records by topic name, in the shard's partition; `elsewhere`: (topic, partition, record)
+    for another's."""
 
     seq: int
     records: list[tuple[str, Record]]
+    elsewhere: tuple[str, int, Record] | None = None
 
 
 class Relay(Generic[R]):
@@ -137,36 +139,39 @@ class Relay(Generic[R]):
             while not queue.empty() and len(rows) < _AT_ONCE:
                 rows += queue.get_nowait()
             last = 0
-            by_topic: defaultdict[str, list[Record]] = defaultdict(list)
+            by_place: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
             for row in rows:
                 published = row if isinstance(row, Published) else self._publish(row)
                 last = max(last, published.seq)
                 for topic, record in published.records:
-                    by_topic[topic].append(record)
+                    by_place[topic, shard].append(record)
+                if published.elsewhere is not None:
+                    topic, partition, record = published.elsewhere
+                    by_place[topic, partition].append(record)
             try:
-                await self._send_until_done(shard, by_topic)
+                await self._send_until_done(shard, by_place)
             finally:
                 self._settle(len(rows))
             RELAYED.labels(self._service).inc(len(rows))
             self._acknowledged[shard] = max(last, self._acknowledged.get(shard, 0))
 
-    async def _send_until_done(self, shard: int, by_topic: dict[str, list[Record]]) -> None:
+    async def _send_until_done(self, shard: int, waiting: dict[tuple[str, int], list[Record]]) -> None:
         attempt = 0
-        while by_topic:
+        while waiting:
             POINTS.passing("relay.before_send")
             results = await asyncio.gather(
-                *(self._sender.send(topic, shard, records) for topic, records in by_topic.items()),
+                *(self._sender.send(topic, partition, records) for (topic, partition), records in waiting.items()),
                 return_exceptions=True,
             )
             POINTS.passing("relay.after_send")
-            for topic, result in zip(list(by_topic), results, strict=True):
+            for (topic, partition), result in zip(list(waiting), results, strict=True):
                 if isinstance(result, Transient):
                     log.warning("relay: %s", result, extra={"fields": {"shard": shard, "topic": topic}})
                     TRANSIENT.labels(self._service).inc()
                 elif isinstance(result, BaseException):
                     raise result
                 else:
-                    del by_topic[topic]
-            if by_topic:
+                    del waiting[topic, partition]
+            if waiting:
                 await asyncio.sleep(backoff_seconds(attempt))
                 attempt += 1

@@ -178,9 +178,19 @@ RELAYED = _counter(
 # segmenter
 SEGMENTER_EVENTS = _counter(
     "perennial_segmenter_events_total",
-    "Events folded into users: applied, duplicate, or suppressed (of erased users, and dropped).",
+    "Events folded into users: applied, duplicate, forwarded to the user their id has become part of, or suppressed"
+    " (of erased users, and dropped).",
     "duplicate rising: apps post again what they did not know was taken; see the gateway's 503 and its time to answer."
     " suppressed: apps still send for users who were erased.",
+    "outcome",
+)
+MERGES = _counter(
+    "perennial_segmenter_merges_total",
+    "Merges of users by outcome: asked for; merged into another user (at the shard they leave) and absorbed (at the one"
+    " they come to); refused as known, elsewhere (merged into somebody else), suppressed (erased) or too_many; events"
+    " forwarded.",
+    "asked ahead of merged and refusals for long: a shard has no owner. known rising: an app passes accounts as"
+    " anonymous ids.",
     "outcome",
 )
 SEGMENTER_CHANGES = _counter(

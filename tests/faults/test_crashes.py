@@ -16,6 +16,8 @@ POINTS = {
         "segmenter.before_transaction:15",
         "segmenter.in_transaction:15",
         "segmenter.after_commit:15",
+        "segmenter.merge_folded:3",
+        "segmenter.merge_committed:3",
         "relay.before_send:60",
         "relay.after_send:60",
     ],
@@ -52,6 +54,7 @@ async def test_crashes_at_the_worst_moments_change_nothing(rig: Rig, service: st
     assert counts["duplicates"] > 0 and counts["messages"] > counts["alert_messages"] > 0
     assert counts["alerts"] > 10 and counts["chains_joined"] > 0
     if service == "segmenter":
+        assert counts["merged"] > 0 and counts["forwarded"] > 0
         assert counts["sent_again"] > 0, "the relay repeated nothing: its crash came too early"
 
 

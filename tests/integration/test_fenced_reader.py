@@ -18,6 +18,7 @@ from shared.data.db import Connection, connect_pool, transaction
 from shared.data.shard_owner import Owner, Position
 from shared.kafka import fenced_reader
 from shared.kafka.fenced_reader import FencedReader, OwnedShard
+from shared.kafka.proof import prove
 from shared.kafka.sender import Record
 from shared.kafka.shard_consumer import Polled, Reassigned
 from shared.process.errors import Fenced, LogReplaced, Transient
@@ -350,17 +351,13 @@ class _Kept:
 )
 async def test_what_proves_a_log(start: int, kept: bytes | None, next_offset: int, refused: str | None) -> None:
     """The record last read; or, once retention took it, that nothing unread went with it."""
-    reader = FencedReader(
-        service="test", topic="t", consumer=None, reader=_Log(start, kept), pool=None, worker=None, health=Health(),  # type: ignore[arg-type]
-        numbers_survive=False, max_records=1, heartbeat_seconds=1,
-    )  # fmt: skip
+    log: Any = _Log(start, kept)
     position = Position("t", "l", next_offset, 9, record_digest(b"k", b"v"))
-    owned = {0: OwnedShard(Owner(0, 1, 1, 1, 0, 0, 0), position)}
     if refused is None:
-        assert await reader._prove(owned) == {0: start}
+        assert await prove(log, "t", {0: position}) == {0: start}
     else:
         with pytest.raises(LogReplaced, match=refused):
-            await reader._prove(owned)
+            await prove(log, "t", {0: position})
 
 
 async def test_numbers_that_moved_without_us_are_no_ground_to_write_on(site: Site) -> None:

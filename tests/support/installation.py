@@ -53,6 +53,11 @@ SELECT coalesce(string_agg(problem, '; '), '') FROM (
       LEFT JOIN spine.shard_position p ON p.service = 'notifier' AND p.shard = o.shard
      WHERE o.service = 'segmenter' AND coalesce(p.last_src, -1) < o.next_seq - 1 AND o.next_seq > 1
     UNION ALL
+    SELECT 'shard ' || (told.payload->>'shard') || ' was told ' || told.seq || ' by ' || told.shard
+      FROM segmenter.outbox told LEFT JOIN spine.shard_position p ON p.service = 'segmenter.merge'
+       AND p.shard = (told.payload->>'shard')::int AND p.source LIKE '%/' || told.shard
+     WHERE told.kind = 'merge_sent' AND coalesce(p.last_src, -1) < told.seq
+    UNION ALL
     SELECT 'message ' || message_id || ' is ' || state FROM notifier.message WHERE state IN ('intent', 'attempted')
     UNION ALL
     SELECT 'message ' || m.message_id || ' comes due' FROM notifier.message m

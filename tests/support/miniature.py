@@ -18,12 +18,12 @@ from msgspec.structs import replace
 
 from services.ingest.domain.intake import Intake, Misplaced, RawRecord, Requested, RequestKind, Taken
 from services.ingest.privacy import requests
-from services.segmenter import erasing, saving, store
+from services.segmenter import erasing, merger, saving, store
 from services.segmenter.pipeline import Segmenter
 from services.segmenter.publish import Publisher
-from services.segmenter.shard import Draft, Erasure
+from services.segmenter.shard import Draft, Erasure, MergeLogged
 from shared.contracts.events import Accepted, Erase, Moved, Readmit, Rejected, TimeRecord, encode
-from shared.contracts.identifiers import record_digest, shard_of
+from shared.contracts.identifiers import message_hash, record_digest, shard_of
 from shared.contracts.rules import Rules, encode_rules
 from shared.contracts.topics import Names
 from shared.data import shard_owner
@@ -38,8 +38,11 @@ from tests.support.oracle_snapshot import Snapshot
 from tests.support.oracle_topics import Seen
 
 LOG = "log-of-the-test"
+SALT = "salt"
 EVENTS = "app.events.v1"
+MERGES = "user.merge.v1"
 Table = dict[Any, Any]
+_MERGE = ("merge_id", "shard", "teller", "told_gen", "told_seq", "at_src", "as_of", "last_tick", "rules_version")
 
 
 def drive(work: Coroutine[Any, Any, Any]) -> Any:
@@ -85,6 +88,31 @@ class _Group:
         return 0.0
 
 
+class _Told:
+    """What other shards tell, read by one owner; `told_most` records of a shard at a time."""
+
+    topic = MERGES
+
+    def __init__(self, world: Miniature) -> None:
+        self._world = world
+        self._at: dict[int, int] = {}
+
+    async def own(self, positions: Mapping[int, Position]) -> None:
+        self._at = {shard: position.next_offset for shard, position in positions.items()}
+
+    async def fetch(self, shards: Iterable[int], *, max_records: int) -> Polled:
+        records: dict[int, list[Any]] = {}
+        for shard in shards:
+            page = self._world.topics[MERGES][shard][self._at[shard] :][: self._world.told_most]
+            if page:
+                records[shard] = [Read(shard, r.offset, r.timestamp, r.key, r.value) for r in page]
+                self._at[shard] = page[-1].offset + 1
+        return Polled(records, {shard: self._at[shard] for shard in records})
+
+    def read_up(self, shard: int, position: int) -> bool:
+        return position >= len(self._world.topics[MERGES][shard])
+
+
 class Miniature:
     """One installation: topics and tables. `owner()` makes a segmenter that owns every shard from then on."""
 
@@ -104,6 +132,9 @@ class Miniature:
         self.suppressed: dict[int, set[bytes]] = {s: set() for s in range(shards)}
         self.erased: list[Erasure] = []
         self._asked = 0
+        self.merges: list[MergeLogged] = []
+        self.told: dict[int, dict[str, Position]] = {}
+        self.told_most = 1000
         self._intake: dict[int, Intake] = {}
         self._gazetteer = load_gazetteer()
         self._publisher = Publisher(Names(""))
@@ -135,9 +166,9 @@ class Miniature:
                     feed_only = row.kind in FEED_ONLY_KINDS
                     self.ledger[n] = replace(
                         row,
-                        user_id="" if feed_only else f"erased-{one.erasure_id.removeprefix('er-'):0>24}",
+                        user_id="" if feed_only else f"erased-{message_hash(one.erasure_id):024x}",
                         src=OVERWRITTEN,
-                        payload={} if feed_only else row.payload,
+                        payload={} if feed_only or row.kind == "user_merged" else row.payload,
                     )
         self.erased = []
 
@@ -156,7 +187,7 @@ class Miniature:
                 decision = Accepted(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.name,
                     verdict.occurred_at, at, verdict.mode, verdict.source, verdict.city_id, verdict.properties,
-                    verdict.context,
+                    verdict.context, verdict.identifies,
                 )  # fmt: skip
             elif isinstance(verdict, Misplaced):
                 decision = Moved(record.offset, prev, digest, version, verdict.shard)
@@ -200,10 +231,17 @@ class Miniature:
     def publish(self, shard: int, rows: Iterable[Any]) -> None:
         for row in rows:
             if isinstance(row, LedgerRow):
-                for topic, record in self._publisher.row(row).records:
-                    self._append(topic, shard, record.key, record.value, row.recorded_at, dict(record.headers))
+                published = self._publisher.row(row)
+                elsewhere = [published.elsewhere] if published.elsewhere is not None else []
+                for topic, partition, record in (*((t, shard, r) for t, r in published.records), *elsewhere):
+                    self._append(topic, partition, record.key, record.value, row.recorded_at, dict(record.headers))
 
     # -- what the oracle looks at
+
+    def reached(self) -> object:
+        """How far everything was read and written: the same again once there is nothing to do."""
+        told = {shard: several[MERGES].next_offset for shard, several in self.told.items()}
+        return {shard: one.next_offset for shard, one in self.positions.items()}, told, len(self.ledger)
 
     def snapshot(self) -> Snapshot:
         columns = ("shard", "tick_id", "at_src", "as_of", "rules_version")
@@ -211,6 +249,7 @@ class Miniature:
         return Snapshot(
             self.shards,
             {version: msgspec.json.decode(encode_rules(rules)) for version, rules in self.rules.items()},
+            salt=SALT,
             log_ids={LOG},
             raw=self.topics["app.events.raw.v1"],
             events=self.topics[EVENTS],
@@ -226,6 +265,8 @@ class Miniature:
             ticks=[
                 dict(zip(columns, (t[0], number, t[2], t[4], t[5]), strict=True)) for number, t in enumerate(self.ticks)
             ],
+            merge=self.topics[MERGES],
+            merges=[dict(zip(_MERGE, (number, *m[:5], *m[6:9]), strict=True)) for number, m in enumerate(self.merges)],
             times=[{"shard": s, "watermark": row[0]} for s, row in self.times.items()],
             users=[
                 {"shard": s, "user_id": u, "due_bucket": row[0], "rules_version": row[1], "hot": row[2], "cold": row[3]}
@@ -254,6 +295,7 @@ class Miniature:
             "add_daily",
             "move_members",
             "log_ticks",
+            "log_merges",
             "save_times",
         ):
             patch.setattr(store, name, getattr(self, f"_{name}"))
@@ -262,6 +304,8 @@ class Miniature:
         patch.setattr(saving, "append", self._append_rows)
         patch.setattr(erasing, "suppressed", self._suppressed)
         patch.setattr(erasing, "save", self._save_erased)
+        patch.setattr(saving, "put_positions", self._put_told)
+        patch.setattr(merger, "positions", self._positions_told)
         patch.setattr(fenced_reader, "transaction", self._transaction)
         patch.setattr(shard_owner, "_LOCK", "lock")
         patch.setattr(shard_owner, "_WRITE_OWNERS", "owners")
@@ -330,6 +374,16 @@ class Miniature:
     async def _log_ticks(self, _: object, rows: list[tuple[int, int, int, str, int, int]]) -> None:
         self.ticks += rows
 
+    async def _log_merges(self, _: object, rows: list[MergeLogged]) -> None:
+        self.merges += rows
+
+    async def _put_told(self, _: object, service: str, positions: Mapping[int, Iterable[Position]]) -> None:
+        for shard, several in positions.items():
+            self.told.setdefault(shard, {}).update({one.source: one for one in several})
+
+    async def _positions_told(self, _: object, service: str, shards: Iterable[int]) -> dict[int, dict[str, Position]]:
+        return {shard: dict(self.told.get(shard, {})) for shard in shards}
+
     async def _save_times(self, _: object, rows: list[tuple[int, int, int, int, str | None]]) -> None:
         self.times.update({row[0]: row[1:] for row in rows})
 
@@ -344,7 +398,7 @@ class Miniature:
         return {s: [(since, v) for v, since in sorted(by.items())] for s, by in found.items()}
 
     async def _suppressed(self, _: object, shards: Iterable[int]) -> tuple[str, dict[int, set[bytes]]]:
-        return "salt", {shard: set(self.suppressed[shard]) for shard in shards}
+        return SALT, {shard: set(self.suppressed[shard]) for shard in shards}
 
     async def _save_erased(self, _: object, drafts: Iterable[Draft]) -> None:
         for draft in drafts:
@@ -368,8 +422,9 @@ class OwningSegmenter:
         for version, rules in world.rules.items():
             book._learn(version, rules)
         self.segmenter = Segmenter(
-            cast(Any, None), book, cast(Any, self), Publisher(Names("")), cast(Any, world.clock), most_cached=100_000
-        )
+            cast(Any, None), book, cast(Any, self), Publisher(Names("")), cast(Any, world.clock),
+            merges=cast(Any, _Told(world)), all_shards=world.shards, most_cached=100_000,
+        )  # fmt: skip
         nothing: Any = None
         self.reader = FencedReader(
             service="segmenter", topic=EVENTS, consumer=cast(Any, _Group()), reader=nothing, pool=nothing, worker=self.segmenter,
@@ -380,6 +435,7 @@ class OwningSegmenter:
             s: OwnedShard(copy.copy(world.owners[s]), world.positions[s]) for s in range(world.shards)
         }
         drive(self.segmenter.take(cast(Any, None), self.reader.shards))
+        drive(self.segmenter.merger.taken(self.segmenter.shards))
 
     def work(self, most: int = 1000) -> None:
         """Apply what follows the positions, then whatever is due."""
@@ -393,6 +449,7 @@ class OwningSegmenter:
                 positions[shard] = page[-1].offset + 1
         if positions:
             drive(self.segmenter.handle(Polled(records, positions)))
+        drive(self.segmenter.merger.step())
         drive(self.segmenter._sweeper.step())
 
     # the relay, as the segmenter sees it

@@ -16,7 +16,7 @@ from typing import Any
 
 from shared.contracts.events import Accepted, Erase, FeedRow, decode_decision, decode_feed
 from tests.support import oracle_alerts, oracle_limits, oracle_log, oracle_messages, oracle_numbers, oracle_schedules
-from tests.support.oracle_fold import Shard
+from tests.support.oracle_fold import Shard, folded
 from tests.support.oracle_snapshot import OVERWRITTEN, Snapshot, of_nobody, take
 
 
@@ -37,6 +37,9 @@ class Verdict:
                 "decided_again",
                 "decided_otherwise",
                 "users",
+                "merged",
+                "refused",
+                "forwarded",
             ),
             0,
         )
@@ -49,10 +52,11 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
     if len(snapshot.log_ids) > 1:
         found.append(f"the log was replaced ({sorted(snapshot.log_ids)}): what came before it cannot be refolded")
         return verdict
-    for shard in range(snapshot.shards):
-        decided = oracle_log.read(snapshot.events.get(shard, []), shard, found)
+    decisions = [oracle_log.read(snapshot.events.get(shard, []), shard, found) for shard in range(snapshot.shards)]
+    shards = [Shard(snapshot, shard, decided, found) for shard, decided in enumerate(decisions)]
+    folded(shards, snapshot)
+    for shard, (decided, should) in enumerate(zip(decisions, shards, strict=True)):
         oracle_log.check(snapshot, shard, decided, found)
-        should = Shard(snapshot, shard, decided, found)
         found += should.compare(snapshot)
         found += oracle_numbers.check(snapshot, shard)
         counts["raw"] += len(snapshot.raw.get(shard, []))
@@ -61,8 +65,11 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
         counts["duplicates"] += should.duplicates
         counts["decided_again"] += decided.repeats
         counts["decided_otherwise"] += decided.otherwise
-        counts["users"] += len(should.people)
-    told = without_erased(snapshot)
+        counts["users"] += sum(person.born and not person.merged_into for person in should.people.values())
+        counts["merged"] += sum(bool(person.merged_into) and person.born for person in should.people.values())
+        counts["refused"] += sum(row.kind == "merge_refused" for p in should.people.values() for row in p.rows)
+        counts["forwarded"] += sum(message.what == "forwarded" for message in should.sent)
+    told = without_erased(snapshot, {one.person.user_id for s in shards for one in s.gone if one.person is not None})
     found += oracle_messages.check(told, repeated_sends, unknown)
     found += oracle_alerts.check(told)
     found += oracle_schedules.check(told)
@@ -83,10 +90,11 @@ def judge(snapshot: Snapshot, *, repeated_sends: int = 0, unknown: int = 0) -> V
     return verdict
 
 
-def without_erased(snapshot: Snapshot) -> Snapshot:
-    """The snapshot without what is left of erased users: nothing tells any more what they should have been sent."""
+def without_erased(snapshot: Snapshot, more: set[str]) -> Snapshot:
+    """The snapshot without what is left of erased users, of `more` than those who were asked for by these ids: nothing
+    tells any more what they should have been sent."""
     decisions = [decode_decision(record.value or b"") for log in snapshot.events.values() for record in log]
-    erased = {one.user_id for one in decisions if isinstance(one, Erase)}
+    erased = {one.user_id for one in decisions if isinstance(one, Erase)} | more
     if not erased:
         return snapshot
     tokens = {

@@ -141,6 +141,8 @@ class Told:
                 self._set_aside(run, user)
                 continue
             reader = ledger.reader(user, row["heard_seq"])
+            if reader.merged:
+                continue
             found += self._user(page, user, name, names, alerts, ties.get(user, []), reader)
         return found
 

@@ -29,6 +29,8 @@ def compare(
         expected.update(of(person, history))
     for person, at in erased:
         expected.update(of(person, history))
+        if person.merged_into:
+            continue
         expected["users", "all", at // DAY] -= 1
         for role in person.roles:
             expected["rate", role, at // DAY] -= 1
@@ -41,11 +43,18 @@ def compare(
 
 
 def of(person: Person, history: Sequence[tuple[int, Book]]) -> Counter[Key]:
-    """What one user adds to the counts of days."""
-    found: Counter[Key] = Counter({("users", "all", person.first_seen // DAY): 1})
+    """What one user adds to the counts of days; of one who is part of another only what cannot be told again there."""
+    found: Counter[Key] = Counter()
     for (day, what), n in person.visits.items():
         found["visit", what, day] += n
-    found.update(("active", pause, day) for day, pause in _pauses(person.days, 31))
+    for day, role, by in person.turns:
+        found["rate", role, day] += by
+    if person.merged_into:
+        # days too far back to be taken out again
+        found.update(("active", pause, day) for day, pause in person.settled.items())
+        return found
+    found["users", "all", person.first_seen // DAY] += 1
+    found.update(("active", pause, day) for day, pause in person.pauses().items())
     found.update(("month", pause, _first_day(month)) for month, pause in _pauses(person.months, 2))
     orders = person.bought.orders()
     for order in orders:
@@ -54,8 +63,6 @@ def of(person: Person, history: Sequence[tuple[int, Book]]) -> Counter[Key]:
     for role in ("customer", "repeat", "loyal"):
         for day, by in _role(role, orders, history):
             found["rate", role, day] += by
-    for day, role, by in person.turns:
-        found["rate", role, day] += by
     return found
 
 

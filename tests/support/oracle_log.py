@@ -55,7 +55,7 @@ def read(events: list[Seen], shard: int, problems: list[str]) -> Decided:
 
 def _content(decision: Decision | None) -> Any:
     if isinstance(decision, Accepted):
-        return "a", decision.name, decision.occurred_at, decision.city_id, decision.properties
+        return "a", decision.name, decision.occurred_at, decision.city_id, decision.properties, decision.identifies
     return (type(decision).__name__, getattr(decision, "reason", ""))
 
 
@@ -101,6 +101,7 @@ def _misfits(decision: First, record: Seen, shard: int, snapshot: Snapshot) -> l
         "user_id": user,
         "message_id": named,
         "name": told.get("event") if call == "track" else NAMES.get(call),
+        "identifies": _identifies(told, call),
         "received_at": int(record.headers.get("received_at", str(record.timestamp))),
     }
     for name, value in expected.items():
@@ -122,6 +123,13 @@ def _not_asked(decision: Erase | Readmit, user: Any, record: Seen) -> list[str]:
     asked = (user, record.headers.get("message_id", b"").decode(), record.headers.get("mode", b"").decode())
     taken = (decision.user_id, decision.erasure_id, type(decision).__name__.lower())
     return [] if asked == taken else [f"it was taken for the request {taken}, and is {asked}"]
+
+
+def _identifies(told: dict[str, Any], call: str | None) -> str | None:
+    """The other id that an event which says who a user is names for them."""
+    if call not in ("identify", "alias") or not told.get("userId"):
+        return None
+    return (call == "alias" and told.get("previousId")) or told.get("anonymousId") or ""
 
 
 def _copied(decision: Moved, record: Seen, raw: Log) -> bool:

@@ -40,6 +40,8 @@ def moment(campaigns: list[Row], listed: dict[str, list[str]], event: Row) -> Ro
 def asks(campaign: Row, row: Row) -> Asked | None:
     """What the row sets going of a campaign that waits for a change, an event or a segment."""
     trigger, payload = campaign["trigger"], row["payload"]
+    if row.get("cause_type") == "merge":
+        return None  # it was news under the other id
     due = row["occurred_at"] + trigger["delay_minutes"] * MINUTE if trigger.get("delay_minutes") else None
     if trigger["type"] == "event":
         if row["kind"] != "moment" or payload["event"] not in trigger["event"] or payload["mode"] == "import":

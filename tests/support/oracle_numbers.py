@@ -20,7 +20,7 @@ def check(snapshot: Snapshot, shard: int) -> list[str]:
     ledger = [row for row in snapshot.ledger if row["shard"] == shard]
     if owner is None:
         return [f"shard {shard}: nobody owns it, and there are {len(ledger)} rows"] if ledger else []
-    changes = [r for r in ledger if r["kind"] not in FEED_ONLY and r["kind"] != "dead_letter"]
+    changes = [r for r in ledger if r["kind"] not in FEED_ONLY | {"dead_letter", "merge_refused"}]
     dead = [r for r in ledger if r["kind"] == "dead_letter"]
     found = _numbers(ledger, owner, shard)
     found += _links("changes", changes, owner["last_change_seq"], shard)
@@ -92,7 +92,8 @@ def _feed_record(record: Seen, rows: dict[Number, dict[str, Any]]) -> tuple[Numb
         return None
     row = rows.get((told.gen, told.seq))
     should = row and row["src"] != OVERWRITTEN and (
-        row["user_id"], row["seq"] - 1, row["kind"], row["payload"], row["occurred_at"], row["recorded_at"],
+        row["user_id"], row["seq"] - 1, row["kind"],
+        {} if row["kind"] == "merge_sent" else row["payload"], row["occurred_at"], row["recorded_at"],
         (row["cause_type"], row["cause_id"]), row["src"], row["rules_version"],
     )  # fmt: skip
     if should is False:

@@ -115,25 +115,31 @@ class Person:
         self.received: list[tuple[str, int]] = []
         self.doubts: list[str] = []
         self._src = NEVER
+        self.known = False
+        self.merged_into = ""
+        self.claims: dict[str, int] = {}  # another id -> 0 asked, 1 absorbed, 2 refused
+        self.assignment = user_id  # who was seen first of all they are
+        self.settled: dict[int, str] = {}  # day -> the pause before it, where that does not change any more
+        self.counted_elsewhere: set[int] = set()  # days another of their ids is counted on
 
     # -- stimuli
 
     def comes_to(self, moment: int, book: Book, history: Iterable[tuple[int, Book]], src: int = NEVER) -> None:
         """Time reaches `moment`, having passed through every rules version that came into force meanwhile."""
-        if not self.born:
+        if not self.born or self.merged_into:
             return
         self._src = src
         before: Book | None = None
         for since, version in history:
             if version.version > self.version:
                 if before is not None:
-                    self._live_until(since, before)
+                    self.live_until(since, before)
                 self._turn(since, before, -1)
                 self.version, self.now = version.version, since
-                self._conclude(since, "rules", str(version.version), version)
+                self.conclude(since, "rules", str(version.version), version)
                 self._turn(since, version, 1)
             before = version
-        self._live_until(moment, book)
+        self.live_until(moment, book)
 
     def does(self, event: dict[str, Any], moment: int, book: Book, history: Iterable[tuple[int, Book]]) -> bool:
         """An accepted event arrives at `moment`; False if it is a repeat."""
@@ -145,8 +151,8 @@ class Person:
             self.born, self.version = True, book.version
             self.stage, self.stage_at = book.stages[0]["id"], at
             self.first_seen = self.last_seen = at
-            self._tell("stage_changed", {"from": None, "to": self.stage}, at, "event", cause)
-        if self._seen_before(cause, event["received_at"]):
+            self.tell("stage_changed", {"from": None, "to": self.stage}, at, "event", cause)
+        if self.seen_before(cause, event["received_at"]):
             return False
         signals = book.signals(event["name"])
         self.now = moment
@@ -157,31 +163,48 @@ class Person:
             self._acts(at, moment, "screen" in signals, cause, book)
             if self.visit is not None and self.visit_is_new and book.compares and event["mode"] != "import":
                 ended = {"ended_began_at": before[0] if before else NEVER, "ended_screens": before[2] if before else 0}
-                self._tell("session_began", ended, at, "event", cause)
+                self.tell("session_began", ended, at, "event", cause)
         if "open" in signals:
             self.counts["opens"] += 1
         if "uninstall" in signals and at >= self.last_act:
-            self._pulse_becomes("uninstalled", at, "event", cause)
+            self.pulse_becomes("uninstalled", at, "event", cause)
         elif not self.pulse:
-            self._pulse_becomes("inactive", at, "event", cause)
+            self.pulse_becomes("inactive", at, "event", cause)
         if "consent" in signals:
             self._consents(event["properties"].get("categories"), at, cause)
         self.bought.hear(event, signals, book.currency)
         if event["city_id"] is not None:
             self._goes_places(event["city_id"], signals, at, moment, cause, book)
         if "push_opened" in signals and isinstance(event["properties"].get("message_id"), str):
-            self._tell("opened", {"message_id": event["properties"]["message_id"]}, at, "event", cause)
-        self._conclude(at, "event", cause, book)
-        self._live_until(moment, book)
+            self.tell("opened", {"message_id": event["properties"]["message_id"]}, at, "event", cause)
+        self.conclude(at, "event", cause, book)
+        self.live_until(moment, book)
         told = oracle_moments.moment(book.campaigns, book.properties, event)
         asked = ["location"] * (event["city_id"] is not None) + ["search_history"] * ("city_searched" in signals)
-        if told is not None and all(self._may(purpose, book) for purpose in asked):
-            self._tell("moment", told, at, "event", cause)
+        if told is not None and all(self.may(purpose, book) for purpose in asked):
+            self.tell("moment", told, at, "event", cause)
         return True
+
+    def from_nowhere(self) -> None:
+        """What follows goes back to no raw record of this shard."""
+        self._src = NEVER
+
+    def ties(self) -> list[tuple[str, int]]:
+        ties = [("default", self.home)] if self.home else []
+        return ties + [("added", c) for c in self.added] + [("searched", c) for c in self.searched]
+
+    def pauses(self) -> dict[int, str]:
+        """Each active day that is counted here, with what lay between it and the one before."""
+        inside = sorted(self.days)
+        found = {
+            day: str(min(day - before, 31)) if before is not None else "first"
+            for before, day in zip([None, *inside], inside, strict=False)
+        }
+        return {day: self.settled.get(day, pause) for day, pause in found.items() if day not in self.counted_elsewhere}
 
     # -- repeats
 
-    def _seen_before(self, message_id: str, received_at: int) -> bool:
+    def seen_before(self, message_id: str, received_at: int) -> bool:
         """Exact for the last 32 ids and for 24 hours of received time; beyond that the promise ends."""
         if message_id in self.ids:
             recent = {i for i, _ in self.received[-32:]}
@@ -206,14 +229,14 @@ class Person:
             kept = [d for d in self.devices.values() if d[0] != device[0] and d[2] != device[2]]
             pushed_out = kept[: max(0, len(kept) - 7)]
             for gone in same_token + pushed_out:
-                self._tell("device_removed", {"device_id": gone[0]}, at, "event", cause)
+                self.tell("device_removed", {"device_id": gone[0]}, at, "event", cause)
             self.devices = {d[0]: d for d in [*kept[len(pushed_out) :], device]}
             told = {"id": device[0], "type": device[1], "token": device[2]}
-            self._tell("device_set", {"device": told}, at, "event", cause)
+            self.tell("device_set", {"device": told}, at, "event", cause)
         news = {k: context[k] for k in self.profile if context[k] and context[k] != self.profile[k]}
         if news:
             self.profile |= news
-            self._tell("profile_set", news, at, "event", cause)
+            self.tell("profile_set", news, at, "event", cause)
 
     def _acts(self, at: int, moment: int, screen: bool, cause: str, book: Book) -> None:
         self.counts["activities"] += 1
@@ -241,18 +264,18 @@ class Person:
         self.last_act = at
         ago = moment - at
         if first:
-            self._pulse_becomes("new", at, "event", cause)
+            self.pulse_becomes("new", at, "event", cause)
         elif self.pulse == "uninstalled" and at <= self.pulse_at:
             pass  # used before it was uninstalled
         elif self.pulse in ("inactive", "lapsed") and ago >= book.days["inactive"] * DAY:
             if ago < book.days["lapsed"] * DAY:  # so long ago that the user is inactive all the same
-                self._pulse_becomes("inactive", at, "event", cause)
+                self.pulse_becomes("inactive", at, "event", cause)
         elif self.pulse == "at_risk" and ago >= book.days["at_risk"] * DAY:
             pass
         elif self.pulse in ("inactive", "lapsed", "uninstalled"):
-            self._pulse_becomes("reactivated", at, "event", cause)
+            self.pulse_becomes("reactivated", at, "event", cause)
         elif self.pulse == "at_risk":
-            self._pulse_becomes("active", at, "event", cause)
+            self.pulse_becomes("active", at, "event", cause)
 
     def _consents(self, told: Any, at: int, cause: str) -> None:
         if not isinstance(told, dict):
@@ -261,35 +284,35 @@ class Person:
         if not news:
             return
         self.consents |= news
-        self._tell("consent_set", news, at, "event", cause)
+        self.tell("consent_set", news, at, "event", cause)
         if news.get("location") is False:
             if self.home:
-                self._cohort(False, "default", self.home, at, cause)
+                self.cohort(False, "default", self.home, at, cause)
             for city in list(self.added):
-                self._cohort(False, "added", city, at, cause)
+                self.cohort(False, "added", city, at, cause)
             self.home, self.added = 0, {}
         if news.get("location") is False or news.get("search_history") is False:
             for city in list(self.searched):
-                self._cohort(False, "searched", city, at, cause)
+                self.cohort(False, "searched", city, at, cause)
             self.searched = {}
 
-    def _may(self, purpose: str, book: Book) -> bool:
+    def may(self, purpose: str, book: Book) -> bool:
         return self.consents.get(purpose, purpose not in book.consent_asked)
 
     def _goes_places(self, city: int, signals: set[str], at: int, moment: int, cause: str, book: Book) -> None:
         if "city_removed" in signals and city in self.added:
             del self.added[city]
-            self._cohort(False, "added", city, at, cause)
-        if not self._may("location", book):
+            self.cohort(False, "added", city, at, cause)
+        if not self.may("location", book):
             return
         if "default_city" in signals and self.home != city:
             if self.home:
-                self._cohort(False, "default", self.home, at, cause)
+                self.cohort(False, "default", self.home, at, cause)
             self.home = city
-            self._cohort(True, "default", city, at, cause)
+            self.cohort(True, "default", city, at, cause)
         second = at // 1000 * 1000  # a city is remembered to the second of its last visit
         forgotten_already = city not in self.searched and second + book.search_kept <= moment
-        if "city_searched" in signals and self._may("search_history", book) and not forgotten_already:
+        if "city_searched" in signals and self.may("search_history", book) and not forgotten_already:
             self._ties(self.searched, "searched", city, at, second, cause)
         if "city_added" in signals:
             self._ties(self.added, "added", city, at, second, cause)
@@ -301,9 +324,9 @@ class Person:
         if len(cities) >= 8:
             oldest = min(cities, key=lambda c: (cities[c][1], c))
             del cities[oldest]
-            self._cohort(False, relation, oldest, at, cause)
+            self.cohort(False, relation, oldest, at, cause)
         cities[city] = [1, second]
-        self._cohort(True, relation, city, at, cause)
+        self.cohort(True, relation, city, at, cause)
 
     # -- what time does
 
@@ -345,18 +368,18 @@ class Person:
         here = self._segments_at(self.now, book)
         return next((m for m in moments if m > self.now and self._segments_at(m, book) != here), None)
 
-    def _live_until(self, moment: int, book: Book) -> None:
+    def live_until(self, moment: int, book: Book) -> None:
         while 0 <= (due := self.next_moment(book)) <= moment:
             cause = rfc3339(due)
             pulse = self._pulse_runs_out(book)
             for city, (_, last) in list(self.searched.items()):
                 if last + book.search_kept <= due:
                     del self.searched[city]
-                    self._cohort(False, "searched", city, due, cause, "tick")
+                    self.cohort(False, "searched", city, due, cause, "tick")
             if pulse is not None and pulse[0] == due:
-                self._pulse_becomes(pulse[1], due, "tick", cause)
+                self.pulse_becomes(pulse[1], due, "tick", cause)
             self.now = max(self.now, due)
-            self._conclude(due, "tick", cause, book)
+            self.conclude(due, "tick", cause, book)
         self.now = max(self.now, moment)
 
     # -- what follows
@@ -370,14 +393,14 @@ class Person:
         have = self.measures()
         return all(have[name] >= least for name, least in thresholds.items())
 
-    def _conclude(self, at: int, cause_type: str, cause: str, book: Book) -> None:
+    def conclude(self, at: int, cause_type: str, cause: str, book: Book) -> None:
         ids = [s["id"] for s in book.stages]
         if self.stage not in ids:
-            self._stage_becomes(ids[0], at, cause_type, cause)
+            self.stage_becomes(ids[0], at, cause_type, cause)
         for stage in book.stages[ids.index(self.stage) + 1 :]:
             if not self._reaches(stage.get("enter", {})):
                 break
-            self._stage_becomes(stage["id"], at, cause_type, cause)
+            self.stage_becomes(stage["id"], at, cause_type, cause)
         roles = {role for role, least in book.rates.items() if least and self._reaches(least)}
         for role in sorted(roles ^ self.roles):
             if cause_type == "rules":
@@ -388,9 +411,9 @@ class Person:
         self.roles = roles
         now = self._segments_at(self.now, book)
         for left in sorted(self.segments - now):
-            self._tell("segment_exited", {"segment": left}, at, cause_type, cause)
+            self.tell("segment_exited", {"segment": left}, at, cause_type, cause)
         for came in sorted(now - self.segments):
-            self._tell("segment_entered", {"segment": came}, at, cause_type, cause)
+            self.tell("segment_entered", {"segment": came}, at, cause_type, cause)
         self.segments = now
 
     def _turn(self, since: int, book: Book | None, by: int) -> None:
@@ -418,18 +441,18 @@ class Person:
             and (not without or last == NEVER or moment - last >= without * DAY)
         )
 
-    def _stage_becomes(self, to: str, at: int, cause_type: str, cause: str) -> None:
-        self._tell("stage_changed", {"from": self.stage, "to": to}, at, cause_type, cause)
+    def stage_becomes(self, to: str, at: int, cause_type: str, cause: str) -> None:
+        self.tell("stage_changed", {"from": self.stage, "to": to}, at, cause_type, cause)
         self.stage, self.stage_at = to, at
 
-    def _pulse_becomes(self, to: str, at: int, cause_type: str, cause: str) -> None:
+    def pulse_becomes(self, to: str, at: int, cause_type: str, cause: str) -> None:
         if to != self.pulse:
-            self._tell("activity_changed", {"from": self.pulse or None, "to": to}, at, cause_type, cause)
+            self.tell("activity_changed", {"from": self.pulse or None, "to": to}, at, cause_type, cause)
             self.pulse, self.pulse_at = to, at
 
-    def _cohort(self, entered: bool, relation: str, city: int, at: int, cause: str, cause_type: str = "event") -> None:
+    def cohort(self, entered: bool, relation: str, city: int, at: int, cause: str, cause_type: str = "event") -> None:
         kind = "cohort_entered" if entered else "cohort_exited"
-        self._tell(kind, {"relation": relation, "city_id": city}, at, cause_type, cause)
+        self.tell(kind, {"relation": relation, "city_id": city}, at, cause_type, cause)
 
-    def _tell(self, kind: str, payload: dict[str, Any], at: int, cause_type: str, cause: str) -> None:
+    def tell(self, kind: str, payload: dict[str, Any], at: int, cause_type: str, cause: str) -> None:
         self.rows.append(Row(kind, dict(payload), at, cause_type, cause, self._src))

@@ -34,6 +34,7 @@ class Reader:
         self.stage: str | None = None
         self.pulse: str | None = None
         self.segments: set[str] = set()
+        self.merged = False
 
     def takes(self, row: dict[str, Any]) -> None:
         payload, self.seq = row["payload"], row["seq"]
@@ -41,6 +42,9 @@ class Reader:
             device = payload["device"]
             self.devices = {i: t for i, t in self.devices.items() if i != device["id"] and t != device["token"]}
             self.devices[device["id"]] = device["token"]
+        elif row["kind"] == "user_merged" and payload["from"] == row["user_id"]:
+            # whoever is part of another is told nothing any more
+            self.merged, self.devices = True, {}
         elif row["kind"] == "device_removed":
             self.devices.pop(payload["device_id"], None)
         elif row["kind"] == "consent_set" and "push" in payload:

@@ -54,6 +54,8 @@ def check(snapshot: Snapshot) -> list[str]:
                 continue
             _, relation, city, user = place
             reader = ledger.reader(user, page["heard_seq"])
+            if reader.merged:
+                continue
             holds = _holds(forecasts[city], page, snapshot.near) if run["context"] == "forecast" else (NEVER,)
             if _still(relation, reader, city) and holds:
                 several = messages[user, run["campaign"], run["occurrence"]]

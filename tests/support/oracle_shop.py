@@ -48,6 +48,17 @@ class Purchases:
                     })
                 )  # fmt: skip
 
+    def unite(self, other: Purchases) -> None:
+        """What `other` did is theirs as well. Of an order both told of, the first telling is that of who placed it
+        first."""
+        self.views += other.views
+        self.scores = other.scores + self.scores
+        for name, n in other.counts.items():
+            self.counts[name] += n
+        for key, told in other._told.items():
+            both = sorted((self._told.get(key, []), told), key=_placed)
+            self._told[key] = both[0] + both[1]
+
     def orders(self) -> list[dict[str, Any]]:
         """Those that count, with what they brought."""
         found = []
@@ -100,6 +111,11 @@ class Purchases:
         return {
             **have, "last_order_at": self.last_order_at(), "viewed_at": newest[::-1], "scored_at": self.score()[0],
         }  # fmt: skip
+
+
+def _placed(told: list[tuple[str, dict[str, Any]]]) -> tuple[bool, int]:
+    at = next((what["at"] for kind, what in told if kind == "order"), None)
+    return at is None, at if at is not None else told[0][1]["at"] if told else 0
 
 
 def _minor(told: Any, currency: str) -> int | None:

@@ -24,7 +24,8 @@ HOT = [
     "added", "segments", "consents", "flags", "orders",
     "order_days", "revenue", "due_at", "rules_version", "ring",
     "spilled_hour", "context_digest", "first_channel", "last_channel", "assignment_id",
-    "shop", "older_days", "months", "turned_day",
+    "shop", "older_days", "months", "turned_day", "merged_into",
+    "known",
 ]
 SHOP = [
     "last_order_at", "online_orders", "store_orders", "pickup_orders", "views", "viewed_at", "guides", "wishlist",
@@ -35,7 +36,7 @@ NO_SHOP: dict[str, Any] = dict.fromkeys(SHOP, 0) | {
     "last_order_at": -1, "viewed_at": [], "score": -1, "scored_at": -1,
 }
 # fmt: on
-COLD = ["devices", "locale", "timezone", "app_version"]
+COLD = ["devices", "locale", "timezone", "app_version", "each_order", "forgotten_at", "claims"]
 OVERWRITTEN = -2
 """The `src` of a ledger row whose user is erased."""
 Rows = list[dict[str, Any]]
@@ -57,9 +58,11 @@ class Snapshot:
     feed: Log = field(default_factory=dict)
     dead: Log = field(default_factory=dict)
     outcomes: Log = field(default_factory=dict)
+    merge: Log = field(default_factory=dict)
     positions: dict[int, int] = field(default_factory=dict)
     owners: Rows = field(default_factory=list)
     ticks: Rows = field(default_factory=list)
+    merges: Rows = field(default_factory=list)
     times: Rows = field(default_factory=list)
     users: Rows = field(default_factory=list)
     tallies: Rows = field(default_factory=list)
@@ -83,6 +86,7 @@ class Snapshot:
 _QUERIES = {
     "owners": "SELECT service, shard, gen, next_seq, relayed, last_change_seq, last_dead_seq FROM spine.shard_owner",
     "ticks": "SELECT shard, tick_id, at_src, as_of, rules_version FROM segmenter.tick_log ORDER BY shard, tick_id",
+    "merges": "SELECT * FROM segmenter.merge_log ORDER BY shard, merge_id",
     "times": "SELECT shard, watermark, last_tick, rules_version, rules_cursor FROM segmenter.shard_time",
     "users": "SELECT shard, user_id, due_bucket, rules_version, hot, cold FROM segmenter.user_state",
     "tallies": "SELECT shard, kind, name, users FROM segmenter.tally",
@@ -132,6 +136,7 @@ async def take(status: dict[str, Any]) -> Snapshot:
         "feed": "user.feed.v1",
         "dead": "dead.letters.v1",
         "outcomes": "push.outcomes.v1",
+        "merge": "user.merge.v1",
     }
     for name, topic in topics.items():
         found = await oracle_topics.read(status["kafka"], status["prefix"] + topic, snapshot.shards)
@@ -191,5 +196,5 @@ def _visits(packed: bytes) -> list[list[int]]:
 
 
 def cold(row: dict[str, Any]) -> dict[str, Any]:
-    blank = {"devices": [], "locale": "", "timezone": "", "app_version": ""}
+    blank: dict[str, Any] = {"devices": [], "locale": "", "timezone": "", "app_version": "", "claims": []}
     return blank | dict(zip(COLD, msgspec.msgpack.decode(row["cold"]), strict=False)) if row["cold"] else blank

@@ -45,6 +45,7 @@ from shared.kafka.owning import noting
 from shared.kafka.relay import Relay
 from shared.kafka.sender import Record, Sender
 from shared.kafka.shard_consumer import ShardConsumer
+from shared.kafka.side_input import SideInput
 from shared.process.clock import Clock, write_clock
 from shared.process.http import Health
 from tests.support.people import weather
@@ -345,9 +346,15 @@ class Site:
         running = Segmenting()
         publisher = Publisher(self.names)
         running.relay = Relay("segmenter", sender or self.sender, publisher.row, noting(self.pool, "segmenter"))
-        running.segmenter = Segmenter(self.pool, RulesBook(), running.relay, publisher, self.clock, most_cached=100_000)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(running.relay.stop)
+            merges = SideInput(self.kafka, self.topic(Topic.MERGE), self.log)
+            stack.push_async_callback(merges.stop)
+            await merges.start()
+            running.segmenter = Segmenter(
+                self.pool, RulesBook(), running.relay, publisher, self.clock, merges=merges, all_shards=SHARDS,
+                most_cached=100_000,
+            )  # fmt: skip
             consumer = await stack.enter_async_context(self.consumer(Topic.EVENTS))
             stack.push_async_callback(running.stop)
             running.reader = running.segmenter.reader = self._reader(

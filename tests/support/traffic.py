@@ -28,8 +28,10 @@ KINDS = {
     "Push Notification Received": 2,
     "Something Else": 2,
     "identify": 4,
+    "alias": 1,
     "screen": 3,
 }
+"""How often each comes. Who signs in does so under one of three ids they had before; some mix others' up with theirs."""
 
 
 def instant(seconds: float) -> str:
@@ -53,17 +55,23 @@ class Traffic:
         """The next event; some are repeats of recent ones, some nobody can use."""
         roll = self._random
         if self._sent and roll.random() < 0.06:
-            return roll.choice(self._sent[-200:])
+            return roll.choice(self._sent[-100:])
         self._count += 1
         user = roll.choice(self._users)
         kind = roll.choices(list(KINDS), list(KINDS.values()))[0]
         event: dict[str, Any] = {"type": "track", "event": kind, "messageId": f"{self._seed}-{self._count}"}
-        event["userId" if roll.random() < 0.5 else "anonymousId"] = user
+        if roll.random() < 0.2:
+            event["anonymousId"] = f"{user}~{roll.randrange(3)}"
+        else:
+            event["userId" if roll.random() < 0.5 else "anonymousId"] = user
         event["timestamp"] = instant(now - (roll.random() ** 3 * 29 * DAY if self._late and roll.random() < 0.3 else 0))
         event["properties"] = self._properties(kind)
-        if kind in ("identify", "screen"):
+        if kind in ("identify", "alias", "screen"):
             event["type"] = kind
             del event["event"]
+        if kind in ("identify", "alias") and roll.random() < 0.7:
+            other = f"{user}~{roll.randrange(3)}" if roll.random() < 0.85 else roll.choice(self._users)
+            event |= {"userId": user, "anonymousId" if kind == "identify" else "previousId": other}
         if roll.random() < 0.35:
             event["context"] = self._context(user)
         if roll.random() < 0.02:

@@ -31,8 +31,10 @@ class _Clock:
 
 
 def _segmenter(clock: Any) -> Segmenter:
-    nothing: Any = SimpleNamespace(disown_all=lambda: None, put=lambda *_: None, time=lambda *_: None)
-    one = Segmenter(nothing, nothing, nothing, nothing, clock, most_cached=1000)
+    nothing: Any = SimpleNamespace(
+        disown=lambda: None, disown_all=lambda: None, put=lambda *_: None, time=lambda *_: None
+    )
+    one = Segmenter(nothing, nothing, nothing, nothing, clock, merges=nothing, all_shards=1, most_cached=1000)
     one.reader = SimpleNamespace(spare=False, shards={})  # type: ignore[assignment]
     return one
 

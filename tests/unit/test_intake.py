@@ -176,6 +176,32 @@ def test_the_anonymous_id_stands_in_for_a_missing_user_id() -> None:
     assert _taken({**OPENED, "anonymousId": "somebody"}).user_id == "u-1"
 
 
+@pytest.mark.parametrize(
+    ("call", "ids", "identifies"),
+    [
+        ("identify", {"userId": "u-1", "anonymousId": "a"}, "a"),
+        ("identify", {"userId": "u-1"}, ""),
+        ("identify", {"userId": "u-1", "previousId": "b"}, ""),
+        ("identify", {"anonymousId": "u-1"}, None),
+        ("alias", {"userId": "u-1", "previousId": "b", "anonymousId": "a"}, "b"),
+        ("alias", {"userId": "u-1", "anonymousId": "a"}, "a"),
+        ("alias", {"userId": "u-1"}, ""),
+        ("group", {"userId": "u-1", "anonymousId": "a"}, None),
+        ("track", {"userId": "u-1", "anonymousId": "a"}, None),
+    ],
+)
+def test_who_a_user_is_say_two_calls(call: str, ids: dict[str, str], identifies: str | None) -> None:
+    """SDKs send both ids with every call of somebody who signed in: only these two mean it."""
+    assert _taken({**OPENED, "type": call, "userId": None, **ids}).identifies == identifies
+
+
+@pytest.mark.parametrize(("other", "reason"), [("a\0b", "nul_character:id"), ("a" * 257, "id_too_long"),
+                                              ("kim@example.org", "pii:user_id")])  # fmt: skip
+def test_another_id_is_held_to_what_ids_are_held_to(other: str, reason: str) -> None:
+    """It would come in by the back door otherwise."""
+    assert _reason({**OPENED, "type": "alias", "previousId": other}) == reason
+
+
 def test_the_message_id_of_the_gateway_goes_before_the_events() -> None:
     """What it answered 200 for is what is counted once; without one, a useless id is not a reason to lose the event."""
     assert _taken(OPENED, message_id="h").message_id == "h"

@@ -76,9 +76,9 @@ def live(
         world.decide(shard, order[-1])
         world.tell_time(shard, world.clock.now, order[-1])
     for _ in range(4 * events):
-        before = [p.next_offset for p in world.positions.values()], len(world.ledger)
+        before = world.reached()
         owner.work()
-        if before == ([p.next_offset for p in world.positions.values()], len(world.ledger)):
+        if before == world.reached():
             break
 
 

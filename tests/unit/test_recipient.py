@@ -128,6 +128,19 @@ def test_an_erased_user_leaves_no_row() -> None:
     assert folded(device(1), row("user_erased")) is None
 
 
+def test_who_is_part_of_another_leaves_no_row() -> None:
+    """What they leave comes behind it, and makes no new one; whoever they became part of hears of them, too, and stays."""
+    merged = row("user_merged", **{"from": "u1", "to": "kim"})
+    assert folded(device(1), merged, row("segment_exited", segment="s"), row("merge_sent")) is None
+    other = folded(device(1), row("user_merged", **{"from": "anon", "to": "u1"}))
+    assert other is not None and tokens(other) == ["t1"]
+
+
+def test_holdouts_are_drawn_by_the_id_seen_first() -> None:
+    recipient = folded(device(1), row("assignment_set", assignment_id="anon"))
+    assert recipient is not None and recipient.assignment_id == "anon"
+
+
 @pytest.mark.parametrize("kind", ["moment", "opened", "never_heard_of"])
 def test_kinds_of_no_concern_make_no_row(kind: str) -> None:
     assert fold(None, row(kind)) is None

@@ -93,6 +93,13 @@ def test_a_trigger_matches_only_its_own_changes(trigger: Trigger, row: FeedRow, 
     assert matches(trigger, row) is expected
 
 
+@pytest.mark.parametrize("cause", ["event", "tick", "rules", "merge"])
+def test_what_a_merge_makes_of_a_user_sets_nothing_going(cause: str) -> None:
+    """Whoever signs in was welcomed under the id they had; the stage they bring along is no news."""
+    moved = msgspec.structs.replace(change("stage_changed", "reach", "acquire"), cause=(cause, "m"))
+    assert matches(StageTrigger(to=["acquire"]), moved) is (cause != "merge")
+
+
 def test_a_change_decided_again_after_a_restore_is_the_same_message() -> None:
     """A restore raises `gen` and moves `seq`; the user must not be pushed a second time for it."""
     c = campaign()

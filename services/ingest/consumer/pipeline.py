@@ -267,7 +267,7 @@ class Pipeline:
                 decision = Accepted(
                     record.offset, prev, digest, version, verdict.user_id, verdict.message_id, verdict.name,
                     verdict.occurred_at, raw.received_at, verdict.mode, verdict.source, verdict.city_id,
-                    verdict.properties, verdict.context,
+                    verdict.properties, verdict.context, verdict.identifies,
                 )  # fmt: skip
                 counts["accepted"] = counts.get("accepted", 0) + 1
                 by_source[verdict.source, True] += 1

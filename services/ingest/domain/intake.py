@@ -41,6 +41,8 @@ _CALLS = {
     "group": "$group",
     "alias": "$alias",
 }
+_IDENTIFYING = ("$identify", "$alias")
+"""Calls that say who a `userId` is, and which other id is theirs."""
 
 
 class RawRecord(NamedTuple):
@@ -75,6 +77,7 @@ class Taken(NamedTuple):
     properties: dict[str, Any]
     context: Context | None
     violations: tuple[Violation, ...] = ()
+    identifies: str | None = None
 
 
 class Refused(NamedTuple):
@@ -126,6 +129,7 @@ class _Event(msgspec.Struct):
     event: str | None = None
     user_id: str | None = msgspec.field(default=None, name="userId")
     anonymous_id: str | None = msgspec.field(default=None, name="anonymousId")
+    previous_id: str | None = msgspec.field(default=None, name="previousId")
     message_id: str | None = msgspec.field(default=None, name="messageId")
     timestamp: str | None = None
     original_timestamp: str | None = msgspec.field(default=None, name="originalTimestamp")
@@ -253,7 +257,15 @@ class Intake:
             return context
         if self._pii_less and context is not None and self._names_somebody(context):
             return "pii:context"
-        return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context, violations)
+        identifies = _identifies(event, raw) if name in _IDENTIFYING else None
+        wrong = self._wrong_other(identifies) if identifies else None
+        if wrong is not None:
+            return wrong
+        return Taken(user_id, message_id, name, occurred, mode, source, city_id, kept, context, violations, identifies)
+
+    def _wrong_other(self, user_id: str) -> str | None:
+        """What is wrong with another id that an event names for its user: events under it would be refused, too."""
+        return _wrong_id(user_id) or ("pii:user_id" if self._pii_less and self._personal_id(user_id) else None)
 
     def _names_somebody(self, context: Context) -> bool:
         # in one go, for it is asked of every event; neither kind of name reaches over a line's end
@@ -301,6 +313,14 @@ class Intake:
             else:
                 return f"invalid_property:{key}"
         return kept
+
+
+def _identifies(event: _Event, raw: RawRecord) -> str | None:
+    """The other id of the user, empty where an event only says who they are; None where it does not say even that."""
+    call = event.type or _text(raw.headers.get("type"))
+    if call == "track" or not event.user_id:
+        return None
+    return (call == "alias" and event.previous_id) or event.anonymous_id or ""
 
 
 def _context(context: Mapping[str, Any] | None) -> Context | None | str:

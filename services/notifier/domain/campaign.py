@@ -122,7 +122,9 @@ def _moment(event: str) -> str:
 
 def matches(trigger: Trigger, row: FeedRow) -> bool:
     """Whether the row is what a campaign waits for. An empty list matches any. Who leaves a segment because they are
-    erased is told of nothing."""
+    erased is told of nothing; what becomes of a user because another one is part of them, that one was told of."""
+    if row.cause[0] == "merge":
+        return False
     match trigger:
         case StageTrigger():
             return row.kind == "stage_changed" and _moved(trigger.from_, trigger.to, row)

@@ -43,7 +43,7 @@ def fold(recipient: Recipient | None, row: FeedRow) -> Recipient | None:
     A row that changes nothing returns the very object that came in, so the caller need not write it. Folding
     a row again changes nothing. Kinds that are no business of the notifier are ignored.
     """
-    if row.kind == USER_ERASED:
+    if row.kind == USER_ERASED or (row.kind == "user_merged" and row.payload["from"] == row.user_id):
         return None
     known = recipient or Recipient(row.user_id, assignment_id=row.user_id)
     changes = _changes(known, row.kind, row.payload)
@@ -82,6 +82,8 @@ def _changes(known: Recipient, kind: str, payload: dict[str, Any]) -> dict[str, 
             return {"devices": tuple(d for d in known.devices if d.id != payload["device_id"])}
         case "profile_set":
             return {name: payload[name] for name in ("locale", "timezone") if payload.get(name) is not None}
+        case "assignment_set":
+            return {"assignment_id": payload["assignment_id"]}
         case "consent_set":
             return {"push_consent": payload["push"]} if payload.get("push") is not None else {}
         case _:

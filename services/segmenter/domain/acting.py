@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from services.segmenter.domain import activity, cohorts, profile, returns, sessions, shop
 from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce, Meaning
-from services.segmenter.domain.passing import report, set_activity
+from services.segmenter.domain.passing import UNBORN, report, set_activity
 from services.segmenter.domain.state import PURPOSES, Change, Cold, Daily, Hot, consenting
 from shared.contracts.events import Accepted
-
-UNBORN = ""
-"""The activity of a user within the very event that makes them known."""
 
 
 def act(

@@ -13,10 +13,10 @@ import msgspec
 from msgspec.structs import replace
 
 from services.segmenter.domain import dedup, profile
-from services.segmenter.domain.acting import UNBORN, act, may_be_told
-from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
+from services.segmenter.domain.acting import act, may_be_told
+from services.segmenter.domain.compiled import Compiled, InForce
 from services.segmenter.domain.moments import moment_of
-from services.segmenter.domain.passing import advance, settle, tick
+from services.segmenter.domain.passing import advance, born, settle, tick
 from services.segmenter.domain.state import Change, Cold, Daily, Hot
 from shared.contracts.events import Accepted
 from shared.contracts.identifiers import message_hash
@@ -38,7 +38,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 def needs_cold(hot: Hot | None, event: Accepted, rules: Compiled | None) -> bool:
     """Whether `decide` will look at the cold part. Rules that are not known yet (None) may make it."""
-    if rules is None or rules.meaning_of(event.name).orders:
+    if rules is None or event.identifies or rules.meaning_of(event.name).orders:
         return True
     return event.context is not None and (hot is None or profile.digest(event.context) != hot.context_digest)
 
@@ -55,10 +55,7 @@ def decide(
     None unless `needs_cold`. `spilled`: hashes of the user's ids that left the ring within a day."""
     stood: Hot | None = None
     if hot is None:
-        at, first = event.occurred_at, rules.current.first_stage
-        hot = Hot(first, at, UNBORN, at, at, at, rules_version=rules.current.version)
-        changes = [Change("stage_changed", {"from": None, "to": first}, at, "event", event.message_id)]
-        daily = [(at // DAY_MS, "users", "all", 1)]
+        hot, changes, daily = born(event.occurred_at, "event", event.message_id, rules.current)
     else:
         hot, changes, daily = tick(hot, as_of, rules)
         stood = hot

@@ -21,7 +21,7 @@ def leave(hot: Hot | None, at: int, erasure_id: str) -> tuple[list[Change], list
     """
     changes: list[Change] = []
     daily: list[Daily] = []
-    if hot is not None:
+    if hot is not None and not hot.merged_into:
         changes += [Change("segment_exited", {"segment": s}, at, BY_ERASURE, erasure_id) for s in hot.segments]
         changes += [
             Change("cohort_exited", {"relation": move.relation, "city_id": move.city_id}, at, BY_ERASURE, erasure_id)

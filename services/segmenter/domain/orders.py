@@ -105,17 +105,40 @@ def bounded(cold: Cold) -> Cold:
     return replace(cold, orders=(*placed[len(gone) :], *others), forgotten_at=forgotten_at)
 
 
+def united(own: Cold, other: Cold) -> tuple[Order, ...]:
+    """The orders of two users who are one. One that both told of is one order: that of who placed it, the earlier if
+    both did, less the refunds of both."""
+    found = {order.number: order for order in other.orders}
+    for order in own.orders:
+        twin = found.get(order.number)
+        found[order.number] = order if twin is None else _one(order, twin)
+    return tuple(found.values())
+
+
+def listed(cold: Cold, by: int) -> list[Daily]:
+    """What the orders known one by one make among the counts of days, `by` times."""
+    return [one for order in cold.orders for one in _listed(order, by)]
+
+
 def moved(before: Cold, after: Cold) -> list[Daily]:
     """What it moves among the counts of days that `fold` made `after` of `before`: an order and what it brought in
     belong to the day it was placed, whatever becomes of it later."""
     now = after.orders[-1]
     was = next((order for order in before.orders if order.number == now.number), None)
-    found = []
-    for order, by in ((was, -1), (now, 1)):
-        if order is not None and counts(order):
-            day = order.at // DAY_MS
-            found += [(day, "total", "orders", by), (day, "total", "revenue", by * net(order))]
-    return found
+    return (_listed(was, -1) if was is not None else []) + _listed(now, 1)
+
+
+def _listed(order: Order, by: int) -> list[Daily]:
+    if not counts(order):
+        return []
+    day = order.at // DAY_MS
+    return [(day, "total", "orders", by), (day, "total", "revenue", by * net(order))]
+
+
+def _one(order: Order, twin: Order) -> Order:
+    first, second = sorted((order, twin), key=lambda one: (not one.placed, one.at))
+    refunds = {**dict(second.refunds), **dict(first.refunds)}
+    return replace(first, void=first.void or second.void, refunds=_bounded_refunds(tuple(refunds.items())))
 
 
 def _age(order: Order) -> tuple[int, int]:
@@ -161,11 +184,14 @@ def _refunded(order: Order, event: Accepted, currency: str) -> Order:
     number = message_hash(str(named) if named is not None else event.message_id)
     if any(known == number for known, _ in order.refunds):
         return order
-    refunds = (*order.refunds, (number, abs(amount)))
-    if len(refunds) > MAX_REFUNDS:
-        # the two oldest become one that has no name
+    return replace(order, refunds=_bounded_refunds((*order.refunds, (number, abs(amount)))))
+
+
+def _bounded_refunds(refunds: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """The two oldest become one that has no name."""
+    while len(refunds) > MAX_REFUNDS:
         refunds = ((0, refunds[0][1] + refunds[1][1]), *refunds[2:])
-    return replace(order, refunds=refunds)
+    return refunds
 
 
 def _amount(told: Mapping[str, Any], currency: str) -> int | None:

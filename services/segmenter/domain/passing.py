@@ -5,12 +5,22 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from services.segmenter.domain import activity, cohorts, lifecycle, segments, standing
-from services.segmenter.domain.compiled import Compiled, InForce
+from services.segmenter.domain.compiled import DAY_MS, Compiled, InForce
 from services.segmenter.domain.state import Change, Daily, Hot
 from shared.process.clock import iso
 
 NEVER = -1
 """The moment of what is not due at all."""
+UNBORN = ""
+"""The activity of a user within the very event that makes them known."""
+
+
+def born(at: int, cause_type: str, cause: str, rules: Compiled) -> tuple[Hot, list[Change], list[Daily]]:
+    """A user nothing is known of yet."""
+    first = rules.first_stage
+    hot = Hot(first, at, UNBORN, at, at, at, rules_version=rules.version)
+    changes = [Change("stage_changed", {"from": None, "to": first}, at, cause_type, cause)]
+    return hot, changes, [(at // DAY_MS, "users", "all", 1)]
 
 
 def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change], list[Daily]]:
@@ -18,6 +28,8 @@ def tick(hot: Hot, as_of: int, rules: InForce) -> tuple[Hot, list[Change], list[
     changes, and what moved among the counts of days. A newer rules version is entered at the moment the shard did,
     however late it is noticed."""
     if hot.rules_version == rules.current.version and not 0 <= hot.due_at <= as_of:
+        return hot, [], []
+    if hot.merged_into:
         return hot, [], []
     # nothing changed since the user was looked at last, for `due_at` is the first moment at which anything does
     moment = min(hot.due_at - 1, as_of) if hot.due_at >= 0 else as_of

@@ -23,7 +23,7 @@ def fold(cold: Cold, context: Context) -> tuple[Cold, list[tuple[str, dict[str, 
     changes: list[tuple[str, dict[str, object]]] = []
     devices = cold.devices
     if context.device is not None and context.device not in devices:
-        devices, removed = _set(devices, context.device)
+        devices, removed = set_device(devices, context.device)
         changes += [("device_removed", {"device_id": d.id}) for d in removed]
         device = context.device
         changes.append(("device_set", {"device": {"id": device.id, "type": device.type, "token": device.token}}))
@@ -42,7 +42,8 @@ def fold(cold: Cold, context: Context) -> tuple[Cold, list[tuple[str, dict[str, 
     ), changes
 
 
-def _set(devices: tuple[Device, ...], device: Device) -> tuple[tuple[Device, ...], list[Device]]:
+def set_device(devices: tuple[Device, ...], device: Device) -> tuple[tuple[Device, ...], list[Device]]:
+    """The devices with this one as the newest, and those that had to leave for it."""
     kept = [d for d in devices if d.id != device.id and d.token != device.token]
     # a token moved to another device id leaves the old id
     removed = [d for d in devices if d.id != device.id and d.token == device.token]

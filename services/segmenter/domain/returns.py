@@ -60,6 +60,76 @@ def come(hot: Hot, day: int) -> list[Daily]:
     return moved
 
 
+def left(hot: Hot) -> list[Daily]:
+    """What it moves that the user's days and months are counted no longer, as far as they are known exactly."""
+    moved = [(on, ACTIVE, NAMES[pause], -1) for on, pause in _pauses(_days(hot), hot.last_day, _DAYS)]
+    month = month_of(hot.last_day)
+    return moved + [(first_day(on), MONTHS, NAMES[pause], -1) for on, pause in _pauses(hot.months, month, _MONTHS)]
+
+
+def unite(hot: Hot, other: Hot) -> list[Daily]:
+    """Note on `hot`, a fresh copy, the days and months of `other`, which are counted no longer, as well; what that
+    moves. A day of both counts once."""
+    if not other.bitmap:
+        return []
+    newest = max(hot.last_day, other.last_day)
+    month, other_month, newest_month = (month_of(day) for day in (hot.last_day, other.last_day, newest))
+    days, both, pauses = _united((_days(hot), hot.last_day), (_days(other), other.last_day), newest, _DAYS)
+    moved = [(on, ACTIVE, NAMES[pause], by) for on, pause, by in pauses]
+    hot.months, _, pauses = _united((hot.months, month), (other.months, other_month), newest_month, _MONTHS)
+    moved += [(first_day(on), MONTHS, NAMES[pause], by) for on, pause, by in pauses]
+    hot.bitmap, hot.older_days, hot.last_day = days & _LOW, days >> 64, newest
+    hot.active_days += other.active_days - both
+    return moved
+
+
+def came_back_on(hot: Hot, pause: int, since: int) -> int | None:
+    """The newest active day from `since` on that follows a pause of at least so many days."""
+    bits, back = _days(hot), 0
+    while bits and hot.last_day - back >= since:
+        earlier = bits >> back + 1
+        if bits >> back & 1 and earlier and (earlier & -earlier).bit_length() >= pause:
+            return hot.last_day - back
+        back += 1
+    return None
+
+
+def _days(hot: Hot) -> int:
+    return hot.bitmap | hot.older_days << 64
+
+
+def _pauses(bits: int, newest: int, kept: _Kept) -> list[tuple[int, int]]:
+    """Each unit whose pause is known exactly, and that pause."""
+    return [(newest - back, _pause(bits, back, kept)) for back in _exact(bits, kept)]
+
+
+def _exact(bits: int, kept: _Kept) -> list[int]:
+    return [back for back in range(kept.late) if bits >> back & 1]
+
+
+def _pause(bits: int, back: int, kept: _Kept) -> int:
+    earlier = bits >> back + 1
+    return min((earlier & -earlier).bit_length(), kept.most) if earlier else FIRST
+
+
+def _united(
+    own: tuple[int, int], other: tuple[int, int], newest: int, kept: _Kept
+) -> tuple[int, int, list[tuple[int, int, int]]]:
+    """Of two (bits, newest): the bits of both behind `newest`, how many units they share, and (unit, pause, ±1) of what
+    that moves where the other's were counted no longer."""
+    top = 1 << kept.width - 1
+    (bits, at), (more, more_at) = own, other
+    shift, more_shift = (newest - at if bits else 0), newest - more_at
+    wide = bits << shift | more << more_shift
+    mine = {back + shift for back in _exact(bits, kept)}
+    # what was counted of them, and is not known exactly any more, stays counted where it was
+    came = {back for n in _exact(more, kept) if not bits << shift >> (back := n + more_shift) & 1}
+    pauses = [(unit, pause, -1) for unit, pause in _pauses(bits, at, kept)]
+    pauses += [(newest - back, _pause(wide, back, kept), 1) for back in sorted(mine | came)]
+    both = ((bits & top - 1) << shift & (more & top - 1) << more_shift).bit_count()
+    return wide & top - 1 | (top if wide >= top else 0), both, pauses
+
+
 def _mark(bits: int, newest: int, here: int, kept: _Kept) -> tuple[int, int, list[tuple[int, int, int]]] | None:
     """`bits` (bit n: n units before `newest`) with the unit `here`, and (unit, pause, ±1) of what that moves; None
     where it changes nothing."""

@@ -45,27 +45,38 @@ def turned(hot: Hot, flags: int, at: int, by_rules: bool, rules: Compiled) -> li
 
 def reordered(hot: Hot, before: Cold, after: Cold, totals: orders.Totals, rules: InForce) -> list[Daily]:
     """What it moves that a user's orders were `before` and are `after`; `hot` and `totals` are those of before."""
-    eras = _eras(rules.history)
-    if not eras:
+    if not _eras(rules.history):
         return []
     # orders that are no longer known one by one: all of them lie before the known ones, and none of them changes
-    forgotten = (hot.orders - totals.orders, hot.order_days - totals.days, hot.revenue - totals.revenue)
-    known_from = before.forgotten_at // DAY_MS
-    was, now = _by_day(before), _by_day(after)
-    moved = []
-    for role, several in eras:
-        turns: Counter[int] = Counter()
+    forgotten = _forgotten(hot, totals)
+    turns = _turns(forgotten, before.forgotten_at, after, rules)
+    turns.subtract(_turns(forgotten, before.forgotten_at, before, rules))
+    return [(day, RATE, role, by) for (day, role), by in turns.items() if by]
+
+
+def ordered(hot: Hot, cold: Cold, totals: orders.Totals, rules: InForce, by: int) -> list[Daily]:
+    """What a user's orders, as they are, make among the counts of days, `by` times."""
+    turns = _turns(_forgotten(hot, totals), cold.forgotten_at, cold, rules)
+    return [(day, RATE, role, n * by) for (day, role), n in turns.items() if n]
+
+
+def _forgotten(hot: Hot, totals: orders.Totals) -> tuple[int, int, int]:
+    return hot.orders - totals.orders, hot.order_days - totals.days, hot.revenue - totals.revenue
+
+
+def _turns(forgotten: tuple[int, int, int], forgotten_at: int, cold: Cold, rules: InForce) -> Counter[tuple[int, str]]:
+    """By (day, role) how often orders alone begin or end it."""
+    timeline, turns = _by_day(cold), Counter[tuple[int, str]]()
+    for role, several in _eras(rules.history):
         for era in several:
-            for by, timeline in ((-1, was), (1, now)):
-                day = _since(era.least, forgotten, known_from, timeline)
-                begin = None if day is None else max(day, era.begin)
-                if begin is None or (era.end is not None and begin >= era.end):
-                    continue
-                turns[begin] += by
-                if era.end is not None:
-                    turns[era.end] -= by
-        moved += [(day, RATE, role, by) for day, by in turns.items() if by]
-    return moved
+            day = _since(era.least, forgotten, forgotten_at // DAY_MS, timeline)
+            begin = None if day is None else max(day, era.begin)
+            if begin is None or (era.end is not None and begin >= era.end):
+                continue
+            turns[begin, role] += 1
+            if era.end is not None:
+                turns[era.end, role] -= 1
+    return turns
 
 
 def _by_day(cold: Cold) -> list[tuple[int, int]]:

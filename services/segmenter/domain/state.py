@@ -57,7 +57,9 @@ class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     is the one last folded into the cold part. `flags` are CUSTOMER, REPEAT, LOYAL. `bitmap`: bit n = active n
     days before `last_day` (days since 1970); `older_days`, `months`: the days before those, and months (see
     `returns`). `orders`, `order_days` (distinct days) and `revenue` are net (see `orders`); `shop` is None for whoever
-    did nothing in one. `turned_day`: the newest day on which a flag turned (see `standing`).
+    did nothing in one. `turned_day`: the newest day on which a flag turned (see `standing`). `merged_into`: the user
+    whom this one became part of; then nothing but `ring` and `spilled_hour` says anything of them. `known`: the id was
+    identified, so it becomes part of no other (see `identity`).
     """
 
     stage: str
@@ -99,6 +101,8 @@ class Hot(msgspec.Struct, array_like=True, gc=False, tag=FORM):
     older_days: int = 0
     months: int = 0
     turned_day: int = 0
+    merged_into: str = ""
+    known: bool = False
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -115,9 +119,19 @@ class Order(msgspec.Struct, array_like=True, frozen=True, gc=False):
     foreign: bool = False
 
 
+class Claim(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Another id this user was said to be; `outcome` is ASKED, ABSORBED or REFUSED."""
+
+    user_id: str
+    outcome: int
+
+
+ASKED, ABSORBED, REFUSED = 0, 1, 2
+
+
 class Cold(msgspec.Struct, array_like=True, gc=False):
-    """The row read only where an event's context changed, or it tells of an order: devices (newest last), profile,
-    orders one by one. `forgotten_at`: the newest order that is no longer among them."""
+    """The row read only where an event's context changed, or it tells of an order or of another id: devices (newest
+    last), profile, orders one by one. `forgotten_at`: the newest order that is no longer among them."""
 
     devices: tuple[Device, ...] = ()
     locale: str = ""
@@ -125,12 +139,13 @@ class Cold(msgspec.Struct, array_like=True, gc=False):
     app_version: str = ""
     orders: tuple[Order, ...] = ()
     forgotten_at: int = -1
+    claims: tuple[Claim, ...] = ()
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
     """Something that is now true of a user: a ledger row before it has a number.
 
-    `cause_type` is event, tick or rules; `occurred_at` the moment it became true, not when it was noticed.
+    `cause_type` is event, tick, rules or merge; `occurred_at` the moment it became true, not when it was noticed.
     """
 
     kind: str
