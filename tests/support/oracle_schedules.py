@@ -59,7 +59,7 @@ def check(snapshot: Snapshot) -> list[str]:
             holds = _holds(forecasts[city], page, snapshot.near) if run["context"] == "forecast" else (NEVER,)
             if _still(relation, reader, city) and holds:
                 several = messages[user, run["campaign"], run["occurrence"]]
-                if None not in holds and not any(m["planned_at"] <= page["planned_at"] for m in several):
+                if None not in holds and not any(_by(m, page) for m in several):
                     found.append(f"user {user} is in the audience of run {run['run_id']} for {city} and was not told")
                 audience[run["run_id"], user].append(Told(reader, entered, holds))
     for message in (m for several in messages.values() for m in several):
@@ -67,6 +67,12 @@ def check(snapshot: Snapshot) -> list[str]:
         met = audience[run["run_id"], message["user_id"]]
         found += _message(message, run, met, campaigns, book, snapshot.salt, newest)
     return found
+
+
+def _by(message: dict[str, Any], page: dict[str, Any]) -> bool:
+    """Whether a message was there when the page had been planned. One that was held is judged anew when it is let go."""
+    held = message["release_at"] > 0 and message["run_id"] == page["run_id"]
+    return bool(message["planned_at"] <= page["planned_at"] or held)
 
 
 class Told(NamedTuple):
