@@ -135,9 +135,10 @@ def verdict(
     valid_until: int | None = None,
 ) -> list[str]:
     """Whether the message became what every gate, asked again, makes of it."""
-    devices, consent, meant, has_city, seq = known
+    devices, consent, meant, has_city, seq, assignment = known
     percent = 0.0 if campaign.get("safety") else campaign.get("holdout_percent", 0.0)
-    draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{message['user_id']}".encode(), digest_size=8).digest()
+    drawn_by = assignment or message["user_id"]
+    draw = hashlib.blake2b(f"{salt}:{campaign['id']}:{drawn_by}".encode(), digest_size=8).digest()
     should: tuple[str, str]
     if not campaign.get("enabled", True):
         should = ("suppressed", "paused")

@@ -13,13 +13,15 @@ WAITED = 5_000
 
 class Known(NamedTuple):
     """A user as a gate sees them: tokens, the newest last; what they said of pushes; whether the campaign is for them,
-    and whether its text gives up because the city is theirs already. `seq`: of the last row that was heard of them."""
+    and whether its text gives up because the city is theirs already. `seq`: of the last row that was heard of them.
+    `assignment`: the id their holdouts are drawn by, where it is another than theirs."""
 
     devices: list[str]
     consent: bool | None
     meant: bool = True
     has_city: bool = False
     seq: int = 0
+    assignment: str = ""
 
 
 class Reader:
@@ -35,6 +37,7 @@ class Reader:
         self.pulse: str | None = None
         self.segments: set[str] = set()
         self.merged = False
+        self.assignment = ""
 
     def takes(self, row: dict[str, Any]) -> None:
         payload, self.seq = row["payload"], row["seq"]
@@ -45,6 +48,8 @@ class Reader:
         elif row["kind"] == "user_merged" and payload["from"] == row["user_id"]:
             # whoever is part of another is told nothing any more
             self.merged, self.devices = True, {}
+        elif row["kind"] == "assignment_set":
+            self.assignment = payload["assignment_id"]
         elif row["kind"] == "device_removed":
             self.devices.pop(payload["device_id"], None)
         elif row["kind"] == "consent_set" and "push" in payload:
@@ -77,7 +82,7 @@ class Reader:
         texts = [text for one in campaign.get("templates", {}).values() for text in one.values()]
         gives_up = any("city.theirs" in text and "abort_message" in text for text in texts)
         has_city = gives_up and city is not None and city in {self.home, *self.added}
-        return Known(list(self.devices.values()), self.consent, meant, has_city, self.seq)
+        return Known(list(self.devices.values()), self.consent, meant, has_city, self.seq, self.assignment)
 
 
 class Newest:
