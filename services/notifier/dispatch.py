@@ -221,13 +221,18 @@ class Dispatcher:
         ready: list[Message] = []
         waited = [m for m in batch if m.run_id and _waited(m, now)]
         left = await messages.left(self._pool, waited) if waited else set()
+        going_on = [m for m in batch if m.chain and m.action != "show"]
+        shows = await messages.shows(self._pool, going_on) if going_on else {}
         for message in batch:
             if now < message.expires_at and self._kept_quiet(message, now):
                 continue
             if self._succession.must_wait(message):
                 self._later.append((monotonic() + _BEHIND_SECONDS, message))
                 continue
-            reason = await self._judge_again(message, now, left)
+            # while it was planned, what it goes on from may have gone to another device than that was planned for
+            device_id = shows.get(message.message_id, message.device_id)
+            moved, message.device_id = device_id != message.device_id, device_id
+            reason = await self._judge_again(message, now, left, moved)
             if reason is None:
                 ready.append(message)
             else:
@@ -246,16 +251,16 @@ class Dispatcher:
         self._later.append((monotonic() + min(_QUIET_SECONDS, (until - now) / 1000), message))
         return True
 
-    async def _judge_again(self, message: Message, now: int, left: set[str]) -> Reason | None:
-        """Why the message must not go out after all; asked in full only if it had to wait. `left`: ids of those whose
-        user is no longer in their audience."""
+    async def _judge_again(self, message: Message, now: int, left: set[str], moved: bool) -> Reason | None:
+        """Why the message must not go out after all; asked in full only if it had to wait, or its device is another
+        (`moved`). `left`: ids of those whose user is no longer in their audience."""
         if self._succession.superseded(message):
             return Reason.SUPERSEDED
         if now >= message.expires_at:
             return Reason.EXPIRED
         if message.message_id in left:
             return Reason.LEFT_AUDIENCE
-        if not _waited(message, now):
+        if not moved and not _waited(message, now):
             return None
         recipient = await self.recipient(message.shard, message.user_id)
         if recipient is None:

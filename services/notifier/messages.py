@@ -134,6 +134,18 @@ SELECT m.message_id FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $
     AS m(message_id, shard, user_id, run_id, city_id, action, told)
 WHERE NOT ({CONCERNED})
 """  # noqa: S608
+_SHOWS = """
+SELECT m.message_id, before.device_id
+FROM unnest($1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+    AS m(message_id, month, shard, user_id, campaign, chain, planned_at)
+CROSS JOIN LATERAL (
+    SELECT t.device_id FROM notifier.message t
+    WHERE t.shard = m.shard AND t.chain <> '' AND t.chain = m.chain AND t.user_id = m.user_id AND t.month = m.month
+        AND t.campaign = m.campaign AND t.message_id <> m.message_id AND t.planned_at <= m.planned_at
+        AND t.attempts > 0 AND t.state NOT IN ('suppressed', 'failed')
+    ORDER BY t.planned_at DESC LIMIT 1
+) before
+"""
 _OPENED = """
 UPDATE notifier.message SET opened_at = $4 WHERE month = $1 AND message_id = $2 AND user_id = $3 AND opened_at IS NULL
 RETURNING campaign, variant, provider, chain
@@ -304,6 +316,13 @@ async def left(pool: Pool, rows: list[Message]) -> set[str]:
     names = ("message_id", "shard", "user_id", "run_id", "city_id", "action", "told")
     found = await pool.fetch(_LEFT, *([getattr(row, name) for row in rows] for name in names))
     return {row["message_id"] for row in found}
+
+
+async def shows(pool: Pool, rows: list[Message]) -> dict[str, str]:
+    """The device that what each of them replaces or takes away went to: by message id."""
+    names = ("message_id", "month", "shard", "user_id", "campaign", "chain", "planned_at")
+    found = await pool.fetch(_SHOWS, *([getattr(row, name) for row in rows] for name in names))
+    return {row["message_id"]: row["device_id"] for row in found}
 
 
 async def append_outcomes(connection: Connection, rows: list[OutcomeRow]) -> None:

@@ -262,6 +262,30 @@ async def test_what_has_not_gone_out_when_a_newer_alert_comes_never_does(site: S
     assert await site.pool.fetchval("SELECT count(*) FROM notifier.outcome WHERE outcome = 'suppressed'") == 1
 
 
+async def test_what_is_taken_away_is_where_it_was_sent_in_the_end(site: Site) -> None:
+    """A show that waited goes to the newest phone, perhaps when the plan of what follows has read the row already."""
+    phones, told = Phones(), Told(site)
+    (user,) = users_of(0, 1)
+    await _member(site, told, 0, user, NEW_YORK)
+    async with site.notifier(phones, context=True) as running:
+        await _post(site, _alert(site, "a1", NEW_YORK))
+        await _expanded(site, running, 1)
+        await site.feed(told.row(user, "device_set", {"device": {"id": "b", "type": "ios", "token": "t-b"}}), shard=0)
+        await site.feed(told.row(user, "device_set", {"device": {"id": "c", "type": "ios", "token": "t-c"}}), shard=0)
+        await site.applied(0, told.seq, "notifier")
+        await site.pool.execute("UPDATE control.installation SET sending = false")
+        await running.book.refresh()
+        await _post(site, _alert(site, "a2", NEW_YORK, replaces=["a1"], data={"message_type": "Cancel"}))
+        await _open_messages(site, running, 2)
+        await site.pool.execute("UPDATE notifier.message SET device_id = 'b', token = 't-b' WHERE action = 'show'")
+        await site.pool.execute("UPDATE control.installation SET sending = true")
+        await running.book.refresh()
+        await _expanded(site, running, 2)
+    assert [(p.token, p.action) for p in phones.pushes] == [(f"t-{user}", "show"), ("t-b", "retract")]
+    where = "SELECT device_id, token FROM notifier.message WHERE action = 'retract'"
+    assert [tuple(row.values()) for row in await site.rows(where)] == [("b", "t-b")]
+
+
 async def test_an_update_waits_for_what_is_on_the_wire_and_takes_its_place_if_that_fails(site: Site) -> None:
     """A provider takes calls in any order: an older text must not come behind a newer one, and the sound not get lost."""
     phones, told = Phones(), Told(site)
