@@ -50,7 +50,7 @@ async def _adds_up(watching: Prometheus, posted: int) -> None:
     steps = {
         "gateway": "sum(perennial_gateway_events_total)",
         "ingest": "sum(perennial_ingest_decisions_total)",
-        "segmenter": "sum(perennial_segmenter_events_total)"
+        "segmenter": 'sum(perennial_segmenter_events_total{outcome!="forwarded"})'
         ' + sum(perennial_ingest_decisions_total{verdict="rejected"})',
     }
 
