@@ -332,6 +332,8 @@ class Notifier:
         await self.reader.commit(shards, positions, write)
         if stopped:
             self._dispatcher.stop(stopped)
+        if draft.erased:
+            self._runs.reread()
         for row in outcomes:
             MESSAGES.labels(row.outcome).inc()
             if row.outcome == "suppressed":

@@ -177,11 +177,15 @@ class Runs:
 
     def own(self, shards: Iterable[int]) -> None:
         self._shards = tuple(shards)
-        self._waiting = []
-        self._asked_at = 0.0
+        self.reread()
 
     def poke(self) -> None:
         """A run was made in this process: look at once."""
+        self._asked_at = 0.0
+
+    def reread(self) -> None:
+        """Read anew what waits, with users in it who may have been erased since."""
+        self._waiting = []
         self._asked_at = 0.0
 
     async def next_pages(self, heard: Callable[[int], tuple[int, int]], now_ms: int) -> list[Page]:

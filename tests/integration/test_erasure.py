@@ -19,11 +19,13 @@ from services.ingest.privacy import requests
 from services.local import keys, rebuilding
 from services.notifier import exporting as notifier_exporting
 from services.notifier.erasing import Erased, erase
+from services.notifier.runs import Runs
 from services.segmenter import exporting
 from services.segmenter.erasing import Overwriter
 from services.segmenter.privacy import privacy
 from shared.contracts.topics import Topic
 from shared.data.db import Pool
+from shared.gazetteer import load as load_gazetteer
 from shared.kafka.sender import Record
 from shared.process.http import Health, service_app
 from shared.process.metrics import SEGMENTER_EVENTS
@@ -367,6 +369,27 @@ async def test_pages_that_ended_at_an_erased_user_end_at_the_one_before(database
         ]  # fmt: skip
         assert await ends("run_page", "after", 1) == sorted(f"{r} {p}" for r, several in runs.items() for p in several)
         assert await ends("run_shard", "cursor", 1) == ["alert c", "city added:7:c"]
+
+
+async def test_a_page_that_waits_is_read_again_without_whom_was_erased(database: Pool) -> None:
+    """Or its run would go on behind an id that nobody may find any more."""
+    runs, heard = Runs(database, load_gazetteer()), (0, -2)
+    async with database.acquire() as connection:
+        await connection.execute(
+            "INSERT INTO notifier.run (run_id, campaign, campaign_version, occurrence, context_id, log_id, context_offset,"
+            " city_ids, relations, facts, occurred_at, began_at, created_at, context)"
+            " VALUES ('r', 'c', 1, 'o', '', '', 0, '{7}', '{default}', '{}', 0, 0, 0, 'none')"
+        )
+        await connection.execute("INSERT INTO notifier.run_shard (run_id, shard) VALUES ('r', 0)")
+        for seq, user in enumerate(("a", "b")):
+            await connection.execute("INSERT INTO segmenter.cohort_member VALUES (0, 7, 'default', $1, $2)", user, seq)
+    runs.own([0])
+    assert await runs.next_pages(lambda _: heard, 0) == []
+    await database.execute("DELETE FROM segmenter.cohort_member WHERE user_id = 'b'")
+    runs.reread()
+    heard = (0, -1)
+    (page,) = await runs.next_pages(lambda _: heard, 0)
+    assert page.end == "default:7:a"
 
 
 async def test_one_erased_again_and_again_leaves_one_story_each(site: Site) -> None:
