@@ -33,6 +33,7 @@ async def test_shards_pass_to_a_second_process_and_back(rig: Rig, service: str) 
     await rig.equal()
 
 
+@pytest.mark.long
 async def test_a_frozen_owner_writes_nothing_when_it_wakes(rig: Rig) -> None:
     """It stops as a machine would, for longer than its session; another takes over. Its late write is refused, and it
     takes its share again: no shard stays without an owner."""
@@ -57,6 +58,7 @@ async def test_a_frozen_owner_writes_nothing_when_it_wakes(rig: Rig) -> None:
     await rig.equal()
 
 
+@pytest.mark.long
 async def test_two_ingests_under_different_rules_decide_once(rig: Rig) -> None:
     """One freezes with decisions in hand; the other decides the same records by newer rules; then the first one's
     decisions arrive after all. The first in the log counts, whoever wrote it."""
