@@ -10,6 +10,7 @@ from typing import TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
+from shared.kafka.clients import begin_reading, end
 from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
 from shared.process.errors import Transient
@@ -31,26 +32,11 @@ class LogReader:
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            # the embedded broker reads for no longer than it may wait
-            fetch_max_wait_ms=100,
-            request_timeout_ms=int(self._timeout * 1000),
-        )
-        try:
-            await consumer.start()
-        except KafkaError as error:
-            await asyncio.wait({asyncio.ensure_future(consumer.stop())}, timeout=5)
-            raise Transient(f"kafka: {error}") from error
-        self._consumer = consumer
+        self._consumer = await begin_reading(self._bootstrap, request_timeout_ms=int(self._timeout * 1000))
 
     async def stop(self) -> None:
         if self._consumer is not None:
-            await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
+            await end(self._consumer)
             self._consumer = None
 
     async def partitions(self, topic: str) -> int:

@@ -15,6 +15,7 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from shared.kafka.clients import end
 from shared.process.errors import Transient
 
 
@@ -51,19 +52,14 @@ class Sender:
         try:
             await producer.start()
         except KafkaError as error:
-            await self._close(producer)
+            await end(producer)
             raise SendFailed(f"kafka: {error}") from error
         self._producer = producer
 
     async def stop(self) -> None:
         if self._producer is not None:
-            await self._close(self._producer)
+            await end(self._producer)
             self._producer = None
-
-    async def _close(self, producer: AIOKafkaProducer) -> None:
-        # stop() waits for a flush that never comes while the broker is down
-        with_timeout = asyncio.wait({asyncio.ensure_future(producer.stop())}, timeout=5)
-        await with_timeout
 
     async def send(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         """Append `records` in order; the offset of the last one. `SendFailed` at the first refusal."""

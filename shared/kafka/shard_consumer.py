@@ -23,10 +23,11 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.fetch import FetchRequest
 
+from shared.kafka.clients import end, outside
 from shared.kafka.held import Held, Reach, held
 from shared.kafka.records import InRecord
 from shared.process.clock import monotonic
-from shared.process.errors import LogReplaced, Transient
+from shared.process.errors import Transient
 
 _SHOW_SECONDS = 5.0
 _STARVED_POLLS = 8
@@ -101,8 +102,7 @@ class ShardConsumer:
             raise Transient(f"kafka: {error}") from error
 
     async def stop(self) -> None:
-        # leaving the group waits for ever while the broker is down
-        await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
+        await end(self._consumer)
 
     def assigned(self) -> frozenset[int]:
         """What the group gave us last. While it is rebalanced that is served on, but not if it had given us up: then
@@ -137,11 +137,7 @@ class ShardConsumer:
             if sum(map(len, found.values())) < max_records:
                 self._wait_longer_if_starved(reached[tp.partition] for tp in partitions if tp not in found)
         except OffsetOutOfRangeError as error:
-            outside = {tp.partition: offset for tp, offset in error.args[0].items()}
-            raise LogReplaced(
-                f"{self.topic}: positions {outside} lie outside the log;"
-                " the topic was re-created or truncated, or retention overtook this service"
-            ) from error
+            raise outside(self.topic, error) from error
         except (IllegalStateError, AssertionError, NoOffsetForPartitionError) as error:
             raise Reassigned from error
         except RecordTooLargeError as error:

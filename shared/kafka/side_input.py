@@ -6,17 +6,17 @@ are the owner's, committed with what was made of the records.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from shared.data.shard_owner import Position
+from shared.kafka.clients import begin_reading, end, outside
 from shared.kafka.log_reader import LogReader
 from shared.kafka.proof import prove
 from shared.kafka.shard_consumer import Polled
-from shared.process.errors import LogReplaced, Transient
+from shared.process.errors import Transient
 
 
 class SideInput:
@@ -30,29 +30,19 @@ class SideInput:
         self._consumer: AIOKafkaConsumer | None = None
 
     async def start(self) -> None:
-        consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            # little comes here, so the broker does the waiting; the embedded one reads for no longer than this
-            fetch_max_wait_ms=100,
-            retry_backoff_ms=100,
-        )
+        consumer = await begin_reading(self._bootstrap, retry_backoff_ms=100)
         try:
-            await consumer.start()
             # a connection that is being made while the consumer is stopped is left open
             for broker in consumer._client.cluster.brokers():  # noqa: SLF001
                 await consumer._client.ready(broker.nodeId)  # noqa: SLF001
         except KafkaError as error:
-            await asyncio.wait({asyncio.ensure_future(consumer.stop())}, timeout=5)
+            await end(consumer)
             raise Transient(f"kafka: {error}") from error
         self._consumer = consumer
 
     async def stop(self) -> None:
         if self._consumer is not None:
-            await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=5)
+            await end(self._consumer)
             self._consumer = None
 
     async def own(self, positions: Mapping[int, Position]) -> None:
@@ -78,11 +68,7 @@ class SideInput:
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=0, max_records=max_records)
         except OffsetOutOfRangeError as error:
-            outside = {tp.partition: offset for tp, offset in error.args[0].items()}
-            raise LogReplaced(
-                f"{self.topic}: positions {outside} lie outside the log; the topic was re-created or truncated, or"
-                " retention overtook this service"
-            ) from error
+            raise outside(self.topic, error) from error
         except KafkaError as error:
             raise Transient(f"kafka: {type(error).__name__}: {error}") from error
         records = {tp.partition: several for tp, several in found.items() if several}
