@@ -41,8 +41,8 @@ class Entry:
 @dataclass(slots=True)
 class ShardState:
     """`watermark`, `last_tick`: see segmenter.shard_time. `swept`: the watermark the last sweep finished at;
-    `sweep_at`: (watermark, due bucket, user id) of a sweep under way; `newest`: when the last
-    event folded was received. `told_at`: the position in what other shards tell; `heard`: the numbers heard of each.
+    `sweep_at`: (watermark, due bucket, user id) of a sweep under way; `newest`: when the last event folded was
+    received. `told_at`: the position in what other shards tell; `heard`: the numbers heard of each.
     `suppressed`: hashes of erased users."""
 
     shard: int
@@ -57,11 +57,6 @@ class ShardState:
     told_time: int = 0
     salt: str = ""
     suppressed: set[bytes] = field(default_factory=set)
-
-    def suppresses(self, user_id: str) -> bool:
-        """Whether nothing of this user is taken in. Whoever is known is not: it need not be asked of them."""
-        return bool(self.suppressed) and suppression_hash(self.salt, user_id) in self.suppressed
-
     told_at: Position = field(default_factory=lambda: Position("", ""))
     heard: dict[int, Position] = field(default_factory=dict)
 
@@ -78,6 +73,10 @@ class ShardState:
     @property
     def version(self) -> int:
         return self.rules.current.version if self.rules is not None else 0
+
+    def suppresses(self, user_id: str) -> bool:
+        """Whether nothing of this user is taken in. Whoever is known is not: it need not be asked of them."""
+        return bool(self.suppressed) and suppression_hash(self.salt, user_id) in self.suppressed
 
 
 class Erasure(NamedTuple):
@@ -176,15 +175,7 @@ class Draft:
         shard, tallies = self.state.shard, self.tallies
         tallies[shard, "total", "orders"] -= last.orders
         tallies[shard, "total", "revenue"] -= last.revenue
-        self._last_changes(user_id, changes, daily, -1)
-
-    def _last_changes(self, user_id: str, changes: list[Change], daily: list[Daily], src: int) -> None:
-        for day, kind, name, by in daily:
-            self.daily[kind, name, day, self.state.shard] += by
-        for change in changes:
-            seq = self._number(user_id, change, src)
-            if change.kind in CHANGE_KINDS:
-                self._count(user_id, change, seq)
+        self._take(user_id, changes, daily, -1)
 
     def user(
         self, user_id: str, entry: Entry, before: Hot | None, changes: list[Change], daily: list[Daily], src: int
@@ -204,25 +195,28 @@ class Draft:
         if orders != after.orders or revenue != after.revenue:
             tallies[shard, "total", "orders"] += after.orders - orders
             tallies[shard, "total", "revenue"] += after.revenue - revenue
-        by_day = self.daily
-        for day, kind, name, by in daily:
-            by_day[kind, name, day, shard] += by
-        for change in changes:
-            seq = self._number(user_id, change, src)
-            if change.kind in CHANGE_KINDS:
-                self._count(user_id, change, seq)
+        self._take(user_id, changes, daily, src)
 
     def leaves(self, user_id: str, entry: Entry, changes: list[Change], daily: list[Daily], src: int) -> None:
         """The user is erased: their last changes, their place in every count of who is here, and their rows."""
         hot = entry.hot
         if hot is not None and not hot.merged_into:
             self._count_out(hot)
-        self._last_changes(user_id, changes, daily, src)
+        self._take(user_id, changes, daily, src)
         self.dirty.pop(user_id, None)
         self.new_cold.discard(user_id)
         self.spilled = [row for row in self.spilled if row[1] != user_id]
         self.gone.add(user_id)
         self.state.users[user_id] = Entry(cold_known=True, spilled=NOTHING)
+
+    def _take(self, user_id: str, changes: list[Change], daily: list[Daily], src: int) -> None:
+        shard, by_day = self.state.shard, self.daily
+        for day, kind, name, by in daily:
+            by_day[kind, name, day, shard] += by
+        for change in changes:
+            seq = self._number(user_id, change, src)
+            if change.kind in CHANGE_KINDS:
+                self._count(user_id, change, seq)
 
     def _count(self, user_id: str, change: Change, seq: int) -> None:
         shard, payload, tallies = self.state.shard, change.payload, self.tallies
